@@ -1,0 +1,1 @@
+"""The native sources as packaged data, and the module that compiles them."""
