@@ -26,6 +26,7 @@ __all__ = [
     "build_library",
     "choose_kind",
     "compile_cuda",
+    "describe",
     "find_toolchain",
     "source_digest",
 ]
@@ -236,6 +237,17 @@ def compile_cuda(out: Path, *, tools: Toolchain | None = None, architectures: st
     return _run_ninja(tools, out, *objects)
 
 
+def describe(record: dict[str, object]) -> str:
+    """Say in a line or two what a build made, and how to get more."""
+    if record["error"]:
+        return f"kernels did not compile, the reference serves: {record['error']}"
+    if record["kind"] == "none":
+        return f"nothing compiled, the reference serves: {record['reason']}"
+    made = "CPU and CUDA kernels" if record["kind"] == "cuda" else "CPU kernels"
+    why = f"   (no CUDA kernels: {record['reason']})" if record["reason"] else ""
+    return f"built {made} with {record['cxx']}{why}"
+
+
 def source_digest() -> str:
     """Identify the sources: the first 16 hex digits of a SHA-256 over names and contents."""
     digest = hashlib.sha256()
@@ -282,9 +294,7 @@ def _library_statements(tools: Toolchain, kind: str, sanitize: bool) -> list[str
         libraries += ["-ltorch_cuda", f"-L{toolkit / 'lib64'}", "-lcudart"]
         for source in sorted((SOURCES / "cuda").glob("*.cu")):
             objects.append(f"cuda.{source.stem}.o")
-            statements += _compile(
-                "nvcc", objects[-1], source, _nvcc_flags(cuda_architectures())
-            )
+            statements += _compile("nvcc", objects[-1], source, _nvcc_flags(cuda_architectures()))
     for source in sorted((SOURCES / "registration").glob("*.cpp")):
         objects.append(f"registration.{source.stem}.o")
         statements += _compile("cxx", objects[-1], source, flags)
@@ -414,6 +424,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kind", choices=KINDS, default="auto")
     parser.add_argument("--sanitize", action="store_true", help="address and UB sanitizers")
+    parser.add_argument("--brief", action="store_true", help="say in a line what was built")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--inplace", action="store_true", help="into pyfast_nas/ of this checkout")
     where.add_argument("--out", type=Path, help="folder that receives the library")
@@ -426,8 +437,8 @@ def main() -> int:
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(record, indent=2, sort_keys=True))
-    return 0 if not record["error"] else 1
+    print(describe(record) if options.brief else json.dumps(record, indent=2, sort_keys=True))
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,103 @@
+"""Loading the compiled library, falling back from it, and saying so."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pyfast_nas import _ext
+from pyfast_nas.errors import BackendUnavailableError, ConfigError
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter."""
+    return subprocess.run(
+        [sys.executable, "-W", "always", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+CALL = (
+    "import torch, pyfast_nas\n"
+    "from pyfast_nas import ops\n"
+    "for _ in range(3): y = ops.mixed_sum([torch.ones(2), torch.ones(2)], torch.ones(2))\n"
+    "print(y.tolist())\n"
+)
+
+
+def test_use_switches_and_restores() -> None:
+    before = _ext.kernels_in_use()
+    with _ext.use("reference"):
+        assert set(_ext.kernels_in_use().values()) == {"reference"}
+        assert _ext.compiled_for(torch.device("cpu")) is False
+    assert _ext.kernels_in_use() == before
+
+
+def test_unknown_mode_is_refused() -> None:
+    with pytest.raises(ConfigError, match="auto, reference, require, got 'fast'"), _ext.use("fast"):
+        pass
+
+
+@pytest.mark.promise("B5")
+def test_unknown_environment_switch_names_the_accepted_ones() -> None:
+    done = python("import pyfast_nas.ops", PYFAST_NAS_KERNELS="foo")
+    assert done.returncode != 0
+    assert "ConfigError: PYFAST_NAS_KERNELS must be one of auto, reference, require" in done.stderr
+
+
+@pytest.mark.promise("B4")
+@pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF" + b"\0" * 60])
+def test_damaged_library_falls_back_with_one_warning(tmp_path, content: bytes) -> None:
+    from pyfast_nas import __version__
+
+    folder = tmp_path / __version__
+    folder.mkdir()
+    (folder / _ext.LIBRARY_NAME).write_bytes(content)
+    code = "import pyfast_nas._ext as e\n"
+    done = python(code, PYFAST_NAS_CACHE=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "[2.0, 2.0]" in done.stdout
+    assert "undefined symbol" not in done.stderr
+
+
+@pytest.mark.promise("B4")
+def test_missing_kernels_raise_when_required(monkeypatch) -> None:
+    monkeypatch.setattr(_ext, "_kernels", ())
+    with _ext.use("require"), pytest.raises(BackendUnavailableError, match="pyfast-nas build"):
+        _ext.compiled_for(torch.device("cpu"))
+
+
+@pytest.mark.promise("B5")
+def test_fallback_warns_once_and_names_the_cure(monkeypatch) -> None:
+    monkeypatch.setattr(_ext, "_kernels", ())
+    monkeypatch.setattr(_ext, "_warned", set())
+    with _ext.use("auto"):
+        with pytest.warns(UserWarning, match="pyfast-nas build") as caught:
+            assert _ext.compiled_for(torch.device("cpu")) is False
+            assert _ext.compiled_for(torch.device("cpu")) is False
+        assert len(caught) == 1
+
+
+@pytest.mark.promise("B3")
+def test_import_is_quiet_quick_and_starts_no_gpu() -> None:
+    code = (
+        "import torch, time\n"
+        "start = time.perf_counter()\n"
+        "import pyfast_nas\n"
+        "took = time.perf_counter() - start\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "import sys; sys.stderr.write(f'took {took}')\n"
+    )
+    seconds = []
+    for _ in range(5):
+        done = python(code)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == ""
+        seconds.append(float(done.stderr.rpartition("took ")[2]))
+    assert sorted(seconds)[2] < 0.1
