@@ -24,6 +24,7 @@ __all__ = [
     "Toolchain",
     "build_host",
     "build_library",
+    "check_cuda_registration",
     "choose_kind",
     "compile_cuda",
     "describe",
@@ -237,6 +238,29 @@ def compile_cuda(out: Path, *, tools: Toolchain | None = None, architectures: st
     return _run_ninja(tools, out, *objects)
 
 
+def check_cuda_registration(out: Path, *, tools: Toolchain | None = None) -> None:
+    """Compile the registrations as a CUDA build would, without linking them.
+
+    Shows where torch has no CUDA that the code under ``PFN_WITH_CUDA`` fits the headers.
+
+    Raises:
+        BuildError: If a prerequisite is missing or a file does not compile.
+    """
+    tools = tools or find_toolchain()
+    if not (tools.cxx and tools.nvcc and tools.ninja and tools.torch_root):
+        raise BuildError(
+            "checking the CUDA registration needs a C++ compiler, nvcc, ninja and torch"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    statements, objects = _rules(tools), []
+    for source in sorted((SOURCES / "registration").glob("*.cpp")):
+        objects.append(f"registration.{source.stem}.o")
+        flags = [*_registration_flags(tools), *_cuda_registration_flags(tools)]
+        statements += _compile("cxx", objects[-1], source, flags)
+    _write_ninja(out, statements)
+    _run_ninja(tools, out, *objects)
+
+
 def describe(record: dict[str, object]) -> str:
     """Say in a line or two what a build made, and how to get more."""
     if record["error"]:
@@ -276,22 +300,17 @@ def cuda_architectures() -> str:
 def _library_statements(tools: Toolchain, kind: str, sanitize: bool) -> list[str]:
     statements, objects = _rules(tools), []
     extra = _SANITIZERS if sanitize else []
-    machine = ["-DPFN_X86_64"] if len(_instruction_sets()) > 1 else []
     for isa in _instruction_sets():
-        flags = ["-std=c++17", *_COMMON, *_WARNINGS, *machine, f"-I{SOURCES}"]
+        flags = ["-std=c++17", *_COMMON, *_WARNINGS, *_machine_flags(), f"-I{SOURCES}"]
         flags += [f"-DPFN_ISA={isa}", *_ISA_FLAGS[isa], *extra]
         for source in sorted((SOURCES / "cpu").glob("*.cpp")):
             objects.append(f"cpu.{isa}.{source.stem}.o")
             statements += _compile("cxx", objects[-1], source, flags)
-    root = Path(tools.torch_root)
-    # Torch headers are system headers, so that our warnings stay errors and theirs stay silent.
-    flags = ["-std=c++20", *_COMMON, *_WARNINGS, *_STABLE_ABI, *machine, f"-I{SOURCES}"]
-    flags += [f"-isystem{root / 'include'}", f"-isystem{sysconfig.get_path('include')}", *extra]
-    libraries = [f"-L{root / 'lib'}", "-ltorch_cpu", *extra]
+    flags = [*_registration_flags(tools), *extra]
+    libraries = [f"-L{Path(tools.torch_root) / 'lib'}", "-ltorch_cpu", *extra]
     if kind == "cuda":
-        toolkit = Path(tools.nvcc).resolve().parent.parent
-        flags += ["-DPFN_WITH_CUDA", "-DUSE_CUDA", f"-isystem{toolkit / 'include'}"]
-        libraries += ["-ltorch_cuda", f"-L{toolkit / 'lib64'}", "-lcudart"]
+        flags += _cuda_registration_flags(tools)
+        libraries += ["-ltorch_cuda", f"-L{_toolkit(tools) / 'lib64'}", "-lcudart"]
         for source in sorted((SOURCES / "cuda").glob("*.cu")):
             objects.append(f"cuda.{source.stem}.o")
             statements += _compile("nvcc", objects[-1], source, _nvcc_flags(cuda_architectures()))
@@ -299,6 +318,28 @@ def _library_statements(tools: Toolchain, kind: str, sanitize: bool) -> list[str
         objects.append(f"registration.{source.stem}.o")
         statements += _compile("cxx", objects[-1], source, flags)
     return statements + _link(LIBRARY_NAME, objects, libraries)
+
+
+def _registration_flags(tools: Toolchain) -> list[str]:
+    # Torch headers are system headers, so that our warnings stay errors and theirs stay silent.
+    flags = ["-std=c++20", *_COMMON, *_WARNINGS, *_STABLE_ABI, *_machine_flags(), f"-I{SOURCES}"]
+    flags.append(f"-isystem{Path(tools.torch_root) / 'include'}")
+    return [*flags, f"-isystem{sysconfig.get_path('include')}"]
+
+
+def _cuda_registration_flags(tools: Toolchain) -> list[str]:
+    return ["-DPFN_WITH_CUDA", "-DUSE_CUDA", f"-isystem{_toolkit(tools) / 'include'}"]
+
+
+def _toolkit(tools: Toolchain) -> Path:
+    """Folder of the CUDA toolkit; nvcc on PATH may be a script that calls the real one."""
+    beside = Path(tools.nvcc).resolve().parent.parent
+    found = (beside / "include" / "cuda_runtime.h").exists()
+    return beside if found else Path("/usr/local/cuda")
+
+
+def _machine_flags() -> list[str]:
+    return ["-DPFN_X86_64"] if len(_instruction_sets()) > 1 else []
 
 
 def _instruction_sets() -> tuple[str, ...]:

@@ -193,13 +193,17 @@ def _load() -> Library:
 
 
 def _kernel_devices() -> tuple[str, ...]:
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
-    names = {"cpu": "CPU", "cuda": "CUDA"}
+    keys = {"cpu": "CPU", "cuda": "CUDA"}
     return tuple(
-        kind
-        for kind, key in names.items()
-        if _library.path and all(has(f"pyfast_nas::{name}", key) for name in OPERATORS)
+        kind for kind, key in keys.items() if all(_has_kernel(name, key) for name in OPERATORS)
     )
+
+
+def _has_kernel(name: str, key: str) -> bool:
+    try:
+        return torch._C._dispatch_has_kernel_for_dispatch_key(f"pyfast_nas::{name}", key)
+    except RuntimeError:  # the operator is not known at all
+        return False
 
 
 _served: dict[str, bool] = {}

@@ -1,8 +1,10 @@
 """Loading the compiled library, falling back from it, and saying so."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +13,10 @@ from pyfast_nas import _ext
 from pyfast_nas.errors import BackendUnavailableError, ConfigError
 
 
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh interpreter."""
     return subprocess.run(
-        [sys.executable, "-W", "always", "-c", code],
+        [sys.executable, "-W", "always", "-c", code, *arguments],
         capture_output=True,
         text=True,
         timeout=50,
@@ -52,18 +54,19 @@ def test_unknown_environment_switch_names_the_accepted_ones() -> None:
 
 
 @pytest.mark.promise("B4")
-@pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF" + b"\0" * 60])
-def test_damaged_library_falls_back_with_one_warning(tmp_path, content: bytes) -> None:
-    from pyfast_nas import __version__
-
-    folder = tmp_path / __version__
-    folder.mkdir()
-    (folder / _ext.LIBRARY_NAME).write_bytes(content)
-    code = "import pyfast_nas._ext as e\n"
-    done = python(code, PYFAST_NAS_CACHE=str(tmp_path))
+@pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF" + b"\0" * 60], ids=len)
+def test_damaged_library_falls_back_with_one_warning(tmp_path: Path, content: bytes) -> None:
+    package = Path(_ext.__file__).parent
+    leave = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(package, tmp_path / "pyfast_nas", ignore=leave)
+    (tmp_path / "pyfast_nas" / _ext.LIBRARY_NAME).write_bytes(content)
+    code = "import sys; sys.path.insert(0, sys.argv[1])\n" + CALL
+    done = python(code, str(tmp_path), PYFAST_NAS_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     assert "[2.0, 2.0]" in done.stdout
-    assert "undefined symbol" not in done.stderr
+    assert done.stderr.count("FallbackWarning") == 1
+    assert "does not load here" in done.stderr
+    assert "pyfast-nas build" in done.stderr
 
 
 @pytest.mark.promise("B4")
