@@ -1,0 +1,6 @@
+"""The functional layer: every operator of the package, compiled where a kernel serves the device."""
+
+from pyfast_nas.ops.gumbel_topk import draw_seed, gumbel_noise, gumbel_topk, philox_uniform
+from pyfast_nas.ops.mixed_sum import mixed_sum
+
+__all__ = ["draw_seed", "gumbel_noise", "gumbel_topk", "mixed_sum", "philox_uniform"]

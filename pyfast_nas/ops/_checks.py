@@ -1,0 +1,88 @@
+"""One validator per operator, called by the public function and the fake kernel alike.
+
+C++ can raise nothing but ``RuntimeError`` through the stable ABI, so every refusal a caller may
+want to catch by class is made here.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["FLOATING", "check_mixed_sum", "describe"]
+
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_HALVES = (torch.bfloat16, torch.float16)
+_ACCEPTED = "float64, float32, bfloat16 or float16"
+
+
+def describe(value: object) -> str:
+    """Return ``value`` as an error message shows it: a type for non-tensors, cut at 200 letters."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    return type(value).__name__[:200]
+
+
+def check_mixed_sum(xs: Sequence[Tensor], weights: Tensor) -> None:
+    """Refuse what ``mixed_sum`` cannot serve, naming the argument and what was given."""
+    if not isinstance(xs, list | tuple):
+        raise TypeError(f"mixed_sum: xs must be a list or tuple of tensors, got {describe(xs)}")
+    if not isinstance(weights, Tensor):
+        raise TypeError(f"mixed_sum: weights must be a tensor, got {describe(weights)}")
+    if not xs:
+        raise ValueError("mixed_sum: xs must hold at least one candidate, got 0")
+    first = xs[0]
+    for index, x in enumerate(xs):
+        _check_tensor(f"xs[{index}]", x)
+        if x is first:
+            continue
+        if x.device != first.device:
+            raise RuntimeError(
+                f"mixed_sum: xs[{index}] must be on {first.device} like xs[0], got {x.device}"
+            )
+        if x.dtype is not first.dtype:
+            raise TypeError(
+                f"mixed_sum: xs[{index}] must have dtype {first.dtype} like xs[0], got {x.dtype} "
+                "(under torch.autocast floating candidates are brought to the widest of them)"
+            )
+        if x.shape != first.shape:
+            raise ValueError(
+                f"mixed_sum: xs[{index}] must have shape {list(first.shape)} like xs[0], "
+                f"got {list(x.shape)}"
+            )
+    _check_tensor("weights", weights)
+    if weights.device != first.device:
+        raise RuntimeError(
+            f"mixed_sum: weights must be on {first.device} like xs[0], got {weights.device}"
+        )
+    if weights.dim() != 1:
+        raise ValueError(
+            f"mixed_sum: weights must have shape [{len(xs)}], one number per candidate, "
+            f"got {list(weights.shape)}"
+        )
+    if weights.shape[0] != len(xs):
+        raise ValueError(
+            f"mixed_sum: weights must hold one number for each of the {len(xs)} candidates, "
+            f"got {weights.shape[0]}"
+        )
+    if weights.dtype is not first.dtype and (
+        weights.dtype is not torch.float32 or first.dtype not in _HALVES
+    ):
+        raise TypeError(
+            f"mixed_sum: weights must have dtype {first.dtype} like xs[0], or torch.float32 with "
+            f"bfloat16 or float16 candidates, got {weights.dtype}"
+        )
+
+
+def _check_tensor(name: str, value: object) -> None:
+    """Refuse what is not a dense tensor of a served floating type with real memory behind it."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"mixed_sum: {name} must be a tensor, got {describe(value)}")
+    if value.dtype not in FLOATING:
+        raise TypeError(f"mixed_sum: {name} must have dtype {_ACCEPTED}, got {value.dtype}")
+    is_meta = value.device.type == "meta"
+    if value.layout is not torch.strided or value.is_nested or is_meta:
+        layout = "nested" if value.is_nested else "meta" if is_meta else value.layout
+        raise NotImplementedError(
+            f"mixed_sum: {name} must be a dense strided tensor, got layout {layout}"
+        )
