@@ -1,0 +1,1 @@
+"""Benchmarks of the operators against the strongest plain PyTorch; run with pytest-benchmark."""
