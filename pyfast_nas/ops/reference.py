@@ -87,11 +87,11 @@ def philox_words(
     row = torch.arange(first_row, first_row + rows, device=seed.device).unsqueeze(1)
     low, high = seed & _MASK, (seed >> 32) & _MASK
     words = philox4x32((blocks, row, low[1], high[1]), (low[0], high[0]))
-    return torch.stack(words, dim=-1).reshape(rows, -1)[:, :columns]
+    return torch.stack(words, dim=-1).flatten(1)[:, :columns]
 
 
 def philox_uniform(seed: Tensor, first_row: int, rows: int, columns: int, stream: int) -> Tensor:
-    """u = ((word >> 8) | 1) * 2^-24: exact in float32, never 0 and never 1."""
+    """Return ((word >> 8) | 1) * 2^-24: exact in float32, never 0 and never 1."""
     words = philox_words(seed, rows, columns, stream=stream, first_row=first_row)
     return ((words >> 8) | 1).to(torch.float32) * 2.0**-24
 
