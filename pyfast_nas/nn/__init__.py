@@ -1,0 +1,32 @@
+"""Building blocks: candidate operations, gates, MixedOp, cells, super-nets, derived networks."""
+
+from pyfast_nas.nn.cell import Cell
+from pyfast_nas.nn.gates import (
+    Gate,
+    GateOutput,
+    GumbelSoftmax,
+    GumbelTopK,
+    Softmax,
+    straight_through,
+)
+from pyfast_nas.nn.mixed_op import MixedOp
+from pyfast_nas.nn.network import CellNetwork
+from pyfast_nas.nn.primitives import PRIMITIVES
+from pyfast_nas.nn.statistics import frozen_statistics
+from pyfast_nas.nn.supernet import CellSupernet, Supernet
+
+__all__ = [
+    "PRIMITIVES",
+    "Cell",
+    "CellNetwork",
+    "CellSupernet",
+    "Gate",
+    "GateOutput",
+    "GumbelSoftmax",
+    "GumbelTopK",
+    "MixedOp",
+    "Softmax",
+    "Supernet",
+    "frozen_statistics",
+    "straight_through",
+]

@@ -1,0 +1,18 @@
+"""What can be searched: spaces by name, and the genotypes they speak in."""
+
+from pyfast_nas.spaces.base import Genotype, GenotypeEdge, SearchSpace
+from pyfast_nas.spaces.darts import DARTS, DARTS_V1, DARTS_V2
+from pyfast_nas.spaces.toy import Toy
+
+__all__ = [
+    "DARTS",
+    "DARTS_V1",
+    "DARTS_V2",
+    "SPACES",
+    "Genotype",
+    "GenotypeEdge",
+    "SearchSpace",
+    "Toy",
+]
+
+SPACES: dict[str, type[DARTS] | type[Toy]] = {space.name: space for space in (DARTS, Toy)}

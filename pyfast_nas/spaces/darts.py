@@ -1,0 +1,361 @@
+"""The cell space of DARTS for images: two cells of four nodes, eight candidates on every edge."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+
+from pyfast_nas.errors import GenotypeError, SearchSpaceError
+from pyfast_nas.nn.cell import edge_list
+from pyfast_nas.nn.network import CellNetwork
+from pyfast_nas.nn.primitives import check_operations
+from pyfast_nas.nn.supernet import CellSupernet
+from pyfast_nas.spaces.base import Genotype, GenotypeEdge, probabilities
+from pyfast_nas.spaces.seeding import seeded
+from pyfast_nas.typing import Alphas
+
+__all__ = ["DARTS", "DARTS_OPERATIONS", "DARTS_V1", "DARTS_V2"]
+
+DARTS_OPERATIONS = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+TABLES = ("normal", "reduce")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DARTS:
+    """The DARTS space of convolutional cells.
+
+    Raises:
+        SearchSpaceError: If an option cannot be; the message gives the allowed range.
+
+    Example:
+        >>> space = DARTS(channels=4, cells=3)
+        >>> genotype = space.random_genotype(torch.Generator().manual_seed(0))
+        >>> space.build(genotype, channels=4, cells=3)(torch.ones(2, 3, 8, 8)).shape
+        torch.Size([2, 10])
+
+    References:
+        Liu, Simonyan & Yang, "DARTS: Differentiable Architecture Search", ICLR 2019, section 3.1.
+    """
+
+    name: ClassVar[str] = "darts"
+
+    channels: int = 16
+    """Channels of the super-net's first cells; they double at each reduction cell."""
+    cells: int = 8
+    """Cells of the super-net; those at a third and at two thirds halve the image."""
+    num_classes: int = 10
+    """Classes to tell apart."""
+    in_channels: int = 3
+    """Channels of the images."""
+    nodes: int = 4
+    """Intermediate nodes of a cell."""
+    multiplier: int | None = None
+    """How many of the last nodes a cell concatenates; all of them if not given."""
+    image_size: int | tuple[int, int] = 32
+    """Side of the images in pixels, or height and width."""
+    stem: str = "cifar"
+    """"cifar" (one 3x3 convolution) or "imagenet" (three of stride 2)."""
+    operations: tuple[str, ...] = DARTS_OPERATIONS
+    """Candidates of every edge, in index order."""
+    track_running_stats: bool = False
+    """Keep running statistics in the super-net's batch norms, as the published code does."""
+
+    def __post_init__(self) -> None:
+        for option in ("channels", "cells", "num_classes", "in_channels", "nodes"):
+            _positive("DARTS", option, getattr(self, option))
+        if self.multiplier is not None:
+            _positive("DARTS", "multiplier", self.multiplier, self.nodes)
+        _check_stem("DARTS", self.stem, self.channels)
+        _check_image(self.image_size, self.stem)
+        operations = check_operations("DARTS: operations", self.operations)
+        object.__setattr__(self, "operations", operations)
+
+    @property
+    def candidates(self) -> Mapping[str, tuple[tuple[str, ...], ...]]:
+        """Candidate names of the rows of both tables."""
+        rows = (self.operations,) * len(edge_list(self.nodes))
+        return dict.fromkeys(TABLES, rows)
+
+    def supernet(self, generator: torch.Generator | None = None) -> CellSupernet:
+        """Return a fresh super-net.
+
+        Args:
+            generator: Source of all initial values; None takes torch's global one.
+        """
+        with seeded(generator):
+            return CellSupernet(
+                self.candidates,
+                channels=self.channels,
+                cells=self.cells,
+                num_classes=self.num_classes,
+                in_channels=self.in_channels,
+                multiplier=self.multiplier,
+                stem=self.stem,
+                track_running_stats=self.track_running_stats,
+            )
+
+    def build(
+        self,
+        genotype: Genotype,
+        *,
+        channels: int = 36,
+        cells: int = 20,
+        auxiliary: bool = False,
+        drop_path: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> CellNetwork:
+        """Return the plain network of a genotype, freshly initialised.
+
+        Args:
+            genotype: One of this space.
+            channels: Channels of the first cells.
+            cells: Number of cells.
+            auxiliary: Whether to add the second classifier that helps in training.
+            drop_path: Initial rate of dropped paths; later set by the attribute ``drop_path``.
+            generator: Source of all initial values; None takes torch's global one.
+
+        Raises:
+            GenotypeError: If the genotype is not one of this space.
+            SearchSpaceError: If a size is out of range.
+        """
+        self.check(genotype)
+        _positive("DARTS.build", "channels", channels)
+        _positive("DARTS.build", "cells", cells)
+        _check_stem("DARTS.build", self.stem, channels)
+        if not 0 <= drop_path < 1:
+            raise SearchSpaceError(
+                f"DARTS.build: drop_path must be from 0 to below 1, got {drop_path!r:.200}"
+            )
+        with seeded(generator):
+            return CellNetwork(
+                *_tables(genotype),
+                channels=channels,
+                cells=cells,
+                num_classes=self.num_classes,
+                in_channels=self.in_channels,
+                stem=self.stem,
+                auxiliary=auxiliary,
+                drop_path=drop_path,
+            )
+
+    def derive(self, alphas: Alphas) -> Genotype:
+        """Keep the two strongest edges of every node, and on each the strongest operation.
+
+        The strength of an edge is its largest softmax weight but that of ``none``; ties go to
+        the lower index; the two edges of a node are listed by decreasing strength.
+
+        Args:
+            alphas: Logits of the tables ``"normal"`` and ``"reduce"``.
+
+        Shape:
+            each table ``[rows, num_ops]``.
+
+        Raises:
+            DivergenceError: If a logit is NaN or infinite.
+
+        Example:
+            >>> space = DARTS(nodes=1)
+            >>> genotype = space.derive({t: torch.zeros(2, 8) for t in ("normal", "reduce")})
+            >>> [(edge.op, edge.source) for edge in genotype.cells["normal"]]
+            [('max_pool_3x3', 0), ('max_pool_3x3', 1)]
+
+        References:
+            Liu, Simonyan & Yang, ICLR 2019, section 2.4.
+        """
+        chosen = [k for k, name in enumerate(self.operations) if name != "none"]
+        pairs = {}
+        for table, rows in probabilities(alphas, self.candidates).items():
+            pairs[table] = []
+            for node in range(2, self.nodes + 2):
+                first = len(edge_list(node - 2))
+                best = [max(chosen, key=rows[first + j].__getitem__) for j in range(node)]
+                strength = [rows[first + j][best[j]] for j in range(node)]
+                # max and sorted keep the first of equals: ties go to the lower index.
+                kept = sorted(range(node), key=lambda j: -strength[j])[:2]
+                pairs[table] += [(self.operations[best[j]], j) for j in kept]
+        return self.from_pairs(**pairs)
+
+    def from_pairs(
+        self, *, normal: Sequence[tuple[str, int]], reduce: Sequence[tuple[str, int]]
+    ) -> Genotype:
+        """Return the genotype given as the papers print it: (operation, source), two per node.
+
+        Args:
+            normal: Pairs of the normal cell, node after node.
+            reduce: Pairs of the reduction cell.
+
+        Raises:
+            GenotypeError: If they are not one of this space.
+
+        Example:
+            >>> pairs = [("skip_connect", 0), ("sep_conv_3x3", 1)]
+            >>> DARTS(nodes=1).from_pairs(normal=pairs, reduce=pairs).outputs["normal"]
+            (2,)
+        """
+        cells = {
+            table: tuple(
+                GenotypeEdge(source, 2 + index // 2, op) for index, (op, source) in enumerate(pairs)
+            )
+            for table, pairs in (("normal", normal), ("reduce", reduce))
+        }
+        genotype = Genotype(self.name, cells, dict.fromkeys(TABLES, self._outputs))
+        self.check(genotype)
+        return genotype
+
+    def random_genotype(self, generator: torch.Generator | None = None) -> Genotype:
+        """Draw uniformly: two different sources per node, any operation but ``none`` on each.
+
+        Args:
+            generator: Source of randomness; None takes torch's global one.
+        """
+        names = [name for name in self.operations if name != "none"]
+        pairs: dict[str, list[tuple[str, int]]] = {}
+        for table in TABLES:
+            pairs[table] = []
+            for node in range(2, self.nodes + 2):
+                for source in sorted(torch.randperm(node, generator=generator)[:2].tolist()):
+                    index = int(torch.randint(len(names), (), generator=generator))
+                    pairs[table].append((names[index], source))
+        return self.from_pairs(**pairs)
+
+    def check(self, genotype: Genotype) -> None:
+        """Raise GenotypeError, naming the place, if the genotype is not one of this space."""
+        if genotype.space != self.name:
+            raise GenotypeError(
+                f"DARTS: space must be {self.name!r}, got {genotype.space!r}; "
+                f"the genotype is of another space"
+            )
+        if set(genotype.cells) != set(TABLES):
+            raise GenotypeError(
+                f"DARTS: cells must be {list(TABLES)}, got {sorted(genotype.cells)!r:.200}"
+            )
+        names = tuple(name for name in self.operations if name != "none")
+        for table in TABLES:
+            for index, edge in enumerate(genotype.cells[table]):
+                if edge.op not in names:
+                    raise GenotypeError(
+                        f"DARTS: cells.{table}[{index}].op must be one of {', '.join(names)}, "
+                        f"got {edge.op!r}"
+                    )
+                if edge.target not in range(2, self.nodes + 2):
+                    raise GenotypeError(
+                        f"DARTS: cells.{table}[{index}].target must be a node from 2 to "
+                        f"{self.nodes + 1}, got {edge.target}"
+                    )
+            for node in range(2, self.nodes + 2):
+                count = sum(edge.target == node for edge in genotype.cells[table])
+                if count != 2:
+                    raise GenotypeError(
+                        f"DARTS: cells.{table} must have 2 edges into node {node}, got {count}"
+                    )
+            if genotype.outputs[table] != self._outputs:
+                raise GenotypeError(
+                    f"DARTS: outputs.{table} must be {list(self._outputs)}, "
+                    f"got {list(genotype.outputs[table])!r:.200}"
+                )
+
+    def size(self) -> int:
+        """Return the number of discrete architectures: all pairs of a normal and a reduction cell.
+
+        Example:
+            >>> DARTS().size() == 1_037_664_180**2
+            True
+        """
+        choices = len([name for name in self.operations if name != "none"])
+        per_cell = math.prod(math.comb(n, 2) * choices**2 for n in range(2, self.nodes + 2))
+        return per_cell ** len(TABLES)
+
+    def with_data(
+        self, in_channels: int, num_classes: int, image_size: int | tuple[int, int]
+    ) -> Self:
+        """Return a copy of the space fitted to a data set.
+
+        Args:
+            in_channels: Channels of the images.
+            num_classes: Number of classes.
+            image_size: Side of the images in pixels, or height and width.
+
+        Raises:
+            SearchSpaceError: If the images cannot be halved as often as the network does.
+        """
+        return dataclasses.replace(
+            self, in_channels=in_channels, num_classes=num_classes, image_size=image_size
+        )
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the settings as JSON values, the name among them."""
+        fields = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+        }
+        return {"name": self.name, **fields}
+
+    @property
+    def _outputs(self) -> tuple[int, ...]:
+        kept = self.multiplier or self.nodes
+        return tuple(range(self.nodes + 2 - kept, self.nodes + 2))
+
+
+def _tables(genotype: Genotype) -> tuple[dict[str, list[tuple[int, int, str]]], dict]:
+    edges = {t: [(e.source, e.target, e.op) for e in cell] for t, cell in genotype.cells.items()}
+    return edges, dict(genotype.outputs)
+
+
+def _positive(where: str, option: str, value: Any, most: int | None = None) -> None:
+    if type(value) is not int or value < 1 or (most is not None and value > most):
+        span = "at least 1" if most is None else f"from 1 to nodes={most}"
+        raise SearchSpaceError(f"{where}: {option} must be an integer {span}, got {value!r:.200}")
+
+
+def _check_stem(where: str, stem: str, channels: int) -> None:
+    if stem not in ("cifar", "imagenet"):
+        raise SearchSpaceError(f"{where}: stem must be 'cifar' or 'imagenet', got {stem!r:.200}")
+    if stem == "imagenet" and channels % 2:
+        raise SearchSpaceError(
+            f"{where}: channels must be even with the imagenet stem, got {channels}"
+        )
+
+
+def _check_image(image_size: Any, stem: str) -> None:
+    sides = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
+    divisor = 4 if stem == "cifar" else 32
+    if len(sides) != 2 or any(type(s) is not int or s < 1 or s % divisor for s in sides):
+        raise SearchSpaceError(
+            f"DARTS: image_size must be a multiple of {divisor} on both sides, as the network "
+            f"halves it {divisor.bit_length() - 1} times, got {image_size!r:.200}"
+        )
+
+
+def _published() -> tuple[Genotype, Genotype]:
+    conv, dil, skip = "sep_conv_3x3", "dil_conv_3x3", "skip_connect"
+    top, mean = "max_pool_3x3", "avg_pool_3x3"
+
+    def nodes(*ops_and_sources: str | int) -> list[tuple[str, int]]:
+        return list(zip(ops_and_sources[::2], ops_and_sources[1::2], strict=True))
+
+    return (
+        DARTS().from_pairs(
+            normal=nodes(conv, 1, conv, 0, skip, 0, conv, 1, skip, 0, conv, 1, conv, 0, skip, 2),
+            reduce=nodes(top, 0, top, 1, skip, 2, top, 0, top, 0, skip, 2, skip, 2, mean, 0),
+        ),
+        DARTS().from_pairs(
+            normal=nodes(conv, 0, conv, 1, conv, 0, conv, 1, conv, 1, skip, 0, skip, 0, dil, 2),
+            reduce=nodes(top, 0, top, 1, skip, 2, top, 1, top, 0, skip, 2, skip, 2, top, 1),
+        ),
+    )
+
+
+# The cells published with the paper: first order and second order.
+DARTS_V1, DARTS_V2 = _published()
