@@ -203,7 +203,7 @@ class DeviceLoader:
         )
         self.train_samples, self.valid_samples = len(train), len(valid)
         content = torch.cat([train, valid]).numpy().tobytes()
-        self._split = hashlib.sha256(data.fingerprint.encode() + content).hexdigest()
+        self.split = hashlib.sha256(data.fingerprint.encode() + content).hexdigest()
 
     def __len__(self) -> int:
         """Pairs of batches in an epoch: whole batches of the training part."""
@@ -217,7 +217,7 @@ class DeviceLoader:
     def state_dict(self) -> dict[str, Any]:
         """Return the place in both streams and the identity of the split."""
         return {
-            "split": self._split,
+            "split": self.split,
             "train": self.train.state_dict(),
             "valid": self.valid.state_dict(),
         }
@@ -228,7 +228,7 @@ class DeviceLoader:
         Raises:
             DataError: If the state belongs to other data or to another split.
         """
-        if state["split"] != self._split:
+        if state["split"] != self.split:
             raise DataError(
                 "DeviceLoader.load_state_dict: state must come from the same data and split"
             )

@@ -1,0 +1,318 @@
+"""The search: one loop, the same for every algorithm, space and data set."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from pyfast_nas._ext import kernels_in_use
+from pyfast_nas.algorithms import ALGORITHMS
+from pyfast_nas.algorithms.base import SearchAlgorithm
+from pyfast_nas.data.image_data import ImageData, shown
+from pyfast_nas.data.loader import DeviceLoader
+from pyfast_nas.data.sources import load_data
+from pyfast_nas.engine.config import SearchConfig, nearest, preset, run_device
+from pyfast_nas.engine.evaluation import evaluate_against_random
+from pyfast_nas.engine.health import alpha_rows, collapsed, health, require_finite
+from pyfast_nas.engine.memory import peak_bytes
+from pyfast_nas.engine.metrics import Means, MetricBuffer
+from pyfast_nas.engine.progress import Progress, Silent
+from pyfast_nas.engine.randomness import seeded
+from pyfast_nas.engine.run_files import RunFiles
+from pyfast_nas.engine.setup import data_record, fitted_space, package_record
+from pyfast_nas.errors import ConfigError
+from pyfast_nas.spaces.base import Genotype, SearchSpace, probabilities
+from pyfast_nas.typing import LossFn
+
+__all__ = ["SearchResult", "search"]
+
+_LOG = logging.getLogger("pyfast_nas")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """What a search found, and how it got there.
+
+    Attributes:
+        genotype: The architecture, derived from the alphas after the last epoch.
+        alphas: Architecture parameters at the end, on the CPU.
+        history: One row an epoch, as in ``metrics.jsonl``.
+        evaluation: Content of ``evaluation.json``, or ``None`` without a comparison.
+        warnings: What was amiss, one sentence each.
+        trained: False for a search of no epoch, whose genotype is that of the initial alphas.
+        config: All options, resolved.
+        record: Content of ``config.json``.
+        space: The space, fitted to the data.
+        output: Folder of the run, or ``None``.
+    """
+
+    genotype: Genotype
+    alphas: Mapping[str, Tensor]
+    history: tuple[dict[str, Any], ...]
+    evaluation: Mapping[str, Any] | None
+    warnings: tuple[str, ...]
+    trained: bool
+    config: SearchConfig
+    record: Mapping[str, Any]
+    space: SearchSpace
+    output: Path | None
+
+    def build(self, **sizes: Any) -> nn.Module:
+        """Return the plain, untrained network of the genotype; see the space's ``build``."""
+        return self.space.build(self.genotype, **sizes)
+
+    def report(self) -> Path:
+        """Write ``report.html`` and the pictures of the cells; return the page's path.
+
+        Raises:
+            ConfigError: If the search wrote no files.
+        """
+        if self.output is None:
+            raise ConfigError("report: output must be given to search(), got None")
+        # The page is drawn a room above; only this door to it is here.
+        from pyfast_nas.viz.report import write_report
+
+        return write_report(self.output)
+
+
+def search(
+    space: SearchSpace | str,
+    data: Any,
+    *,
+    algorithm: SearchAlgorithm | str = "darts",
+    config: SearchConfig | None = None,
+    progress: Progress | None = None,
+    loss: LossFn = F.cross_entropy,
+    **options: Any,
+) -> SearchResult:
+    """Search an architecture: alternate weight and architecture updates, then derive.
+
+    Every random number follows from ``seed``; the global random state is left as it was.
+
+    Args:
+        space: A search space, or the name of one, whose size then suits the data set.
+        data: Anything :func:`pyfast_nas.data.load_data` takes.
+        algorithm: A search algorithm, or the name of one.
+        config: Options together.
+        progress: Display that receives events.
+        loss: ``(outputs, labels) -> scalar``, the mean over the batch.
+        options: Options one by one, the fields of :class:`SearchConfig`; they go before ``config``.
+
+    Raises:
+        ConfigError: If an option is unknown or out of range, or ``output`` holds files.
+        DataError: If the data are not what they ought to be.
+        SearchSpaceError: If the space cannot take such data.
+        DivergenceError: If a loss, a gradient or an alpha becomes NaN or infinite.
+
+    Example:
+        >>> result = search("toy", "toy", algorithm="darts", epochs=1, seed=0)
+        >>> sorted(result.alphas), len(result.history)
+        (['cell'], 1)
+    """
+    config = SearchConfig.from_options(config, options)
+    progress = progress or Silent()
+    data = load_data(data)
+    config = config.resolved(data.name)
+    sizes = preset(data.name)
+    space = fitted_space("search", space, data, channels=sizes.channels, cells=sizes.cells)
+    algorithm = _algorithm(algorithm)
+    device = run_device(config.device)
+    seeds = torch.randint(
+        2**62, (3,), generator=Generator("cpu").manual_seed(config.seed), device="cpu"
+    ).tolist()
+    loader = DeviceLoader(
+        data,
+        config.batch_size,
+        augment=config.augment,
+        generator=Generator("cpu").manual_seed(seeds[0]),
+        device=device,
+        valid_fraction=config.valid_fraction,
+    )
+    record = _record(space, data, algorithm, config, loader, device)
+    files = RunFiles(config.output, overwrite=config.overwrite)
+    files.write_json("config.json", record)
+    started = time.perf_counter()
+    with seeded(config.seed, device):
+        supernet = space.supernet().to(device)
+        algorithm.prepare(
+            supernet,
+            space=space,
+            epochs=config.epochs,
+            steps_per_epoch=len(loader),
+            generator=Generator(device).manual_seed(seeds[1]),
+            loss=loss,
+        )
+        size = sum(parameter.numel() for parameter in supernet.parameters())
+        event = {"phase": "search", "kind": "start", "epochs": config.epochs, "parameters": size}
+        progress.update({**event, "steps_per_epoch": len(loader), "config": record})
+        history, warnings = _epochs(algorithm, space, loader, config, device, files, progress)
+        genotype = algorithm.derive()
+        alphas = {table: value.detach().cpu() for table, value in algorithm.alphas.items()}
+        files.write("genotype.json", genotype.to_json())
+        files.write_json(
+            "result.json",
+            {
+                **record,
+                "genotype": genotype.to_dict(),
+                "epoch": len(history),
+                "rule": "the architecture parameters after the last epoch",
+                "trained": bool(history),
+                "probabilities": probabilities(alphas, space.candidates),
+                **health(space, alphas, genotype),
+                "warnings": warnings,
+            },
+        )
+        _finish_phase("search", started, files, progress)
+        evaluation = None
+        if config.compare:
+            started = time.perf_counter()
+            draws = Generator("cpu").manual_seed(seeds[2])
+            evaluation = evaluate_against_random(genotype, data, space, config, draws, progress)
+            files.write_json("evaluation.json", evaluation)
+            _finish_phase("evaluation", started, files, progress, **evaluation)
+    return SearchResult(
+        genotype=genotype,
+        alphas=alphas,
+        history=tuple(history),
+        evaluation=evaluation,
+        warnings=tuple(warnings),
+        trained=bool(history),
+        config=config,
+        record=record,
+        space=space,
+        output=files.folder,
+    )
+
+
+def _epochs(
+    algorithm: SearchAlgorithm,
+    space: SearchSpace,
+    loader: DeviceLoader,
+    config: SearchConfig,
+    device: torch.device,
+    files: RunFiles,
+    progress: Progress,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Run all epochs; return one row an epoch and what was amiss."""
+    buffer, history, step = MetricBuffer("search"), [], 0
+    steps = config.epochs * len(loader)
+    event = {"phase": "search", "epochs": config.epochs, "steps": steps}
+    warnings: list[str] = []
+    if not config.epochs:
+        _warn(warnings, "no epoch was run: the genotype is that of the initial alphas")
+    files.append(
+        "alphas.jsonl", {"epoch": 0, "alphas": alpha_rows(algorithm.alphas, space.candidates)}
+    )
+    for epoch in range(1, config.epochs + 1):
+        started, means = time.perf_counter(), Means()
+        for place, (train, valid) in enumerate(loader, start=1):
+            step += 1
+            buffer.add(step, algorithm.step(train, valid))
+            if step % config.log_interval and place < len(loader):
+                continue
+            # Here, and only here, the host waits for the device.
+            interval = Means()
+            for _, row in buffer.fetch():
+                interval.add(row)
+                means.add(row)
+            require_finite(algorithm.alphas, space.candidates, step)
+            row = {"kind": "step", "step": step, "epoch": epoch, **interval.values()}
+            files.append("metrics.jsonl", row)
+            timing = _timing(place, config.batch_size, started, device)
+            left = (steps - step) / timing["steps_per_second"]
+            progress.update({**event, **timing, **row, "seconds_left": left})
+        genotype = algorithm.derive()
+        sick = collapsed(genotype, config.collapse_limit)
+        amiss = [*sick, *algorithm.alarms()]
+        for sentence in amiss:
+            _warn(warnings, sentence)
+        row = {"kind": "epoch", "epoch": epoch, **means.values()}
+        row |= health(space, algorithm.alphas, genotype)
+        if amiss:
+            row["warnings"] = amiss
+        timing = {"epoch": epoch, **_timing(len(loader), config.batch_size, started, device)}
+        history.append(row)
+        files.append("metrics.jsonl", row)
+        files.append(
+            "alphas.jsonl",
+            {"epoch": epoch, "alphas": alpha_rows(algorithm.alphas, space.candidates)},
+        )
+        files.append("timing.jsonl", {"kind": "epoch", **timing})
+        progress.update({**event, **timing, **row})
+        if sick and config.stop_on_collapse:
+            _warn(warnings, f"stopped in epoch {epoch} of {config.epochs} because a cell collapsed")
+            break
+    return history, warnings
+
+
+def _algorithm(algorithm: SearchAlgorithm | str) -> SearchAlgorithm:
+    if isinstance(algorithm, str):
+        if algorithm not in ALGORITHMS:
+            raise ConfigError(
+                f"search: unknown algorithm {shown(algorithm)}"
+                f"{nearest(algorithm, list(ALGORITHMS))}"
+            )
+        return ALGORITHMS[algorithm]()
+    if not isinstance(algorithm, SearchAlgorithm):
+        raise ConfigError(
+            f"search: algorithm must be a search algorithm or one of "
+            f"{', '.join(sorted(ALGORITHMS))}, got {type(algorithm).__name__}"
+        )
+    return algorithm
+
+
+def _record(
+    space: SearchSpace,
+    data: ImageData,
+    algorithm: SearchAlgorithm,
+    config: SearchConfig,
+    loader: DeviceLoader,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Return the content of ``config.json``."""
+    return {
+        **package_record(),
+        "algorithm": algorithm.to_config(),
+        "space": space.to_config(),
+        "data": {
+            **data_record(data),
+            "train": loader.train_samples,
+            "valid": loader.valid_samples,
+            "split": loader.split,
+        },
+        "search": dataclasses.asdict(config),
+        "device": str(device),
+        "kernels": kernels_in_use(str(device)),
+    }
+
+
+def _timing(steps: int, batch_size: int, started: float, device: torch.device) -> dict[str, Any]:
+    """Return rates since ``started``; a step sees a training and a validation batch."""
+    seconds = time.perf_counter() - started
+    return {
+        "seconds": seconds,
+        "steps_per_second": steps / seconds,
+        "images_per_second": 2 * steps * batch_size / seconds,
+        "memory_bytes": peak_bytes(device),
+    }
+
+
+def _finish_phase(
+    phase: str, started: float, files: RunFiles, progress: Progress, **content: Any
+) -> None:
+    seconds = time.perf_counter() - started
+    files.append("timing.jsonl", {"kind": "total", "phase": phase, "seconds": seconds})
+    progress.update({"phase": phase, "kind": "end", "seconds": seconds, **content})
+
+
+def _warn(warnings: list[str], sentence: str) -> None:
+    """Log a sentence and keep it for the result, once."""
+    if sentence not in warnings:
+        warnings.append(sentence)
+        _LOG.warning("search: %s", sentence)
