@@ -137,7 +137,7 @@ def _missing(kind: str) -> bool:
 def _why(kind: str) -> str:
     if _library.problem:
         return _library.problem
-    reason = str(_library.record.get("reason") or "")
+    reason = str(_library.record.get("reason") or "") if kind == "cuda" else ""
     return f"the library was built without {kind} kernels" + (f" ({reason})" if reason else "")
 
 
