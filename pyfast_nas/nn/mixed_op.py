@@ -62,6 +62,7 @@ class MixedOp(nn.Module):
         )
         _check_candidates(named)
         self.names: tuple[str, ...] = tuple(named)
+        self.is_zero: tuple[bool, ...] = tuple(isinstance(m, Zero) for m in named.values())
         self.candidates = (
             nn.ModuleDict(named)
             if isinstance(candidates, Mapping)
@@ -75,8 +76,11 @@ class MixedOp(nn.Module):
 
     def candidate(self, index: int) -> nn.Module:
         """Return candidate number ``index``."""
-        name = self.names[index]
-        return self.candidates[index if isinstance(self.candidates, nn.ModuleList) else name]
+        if not 0 <= index < len(self.names):
+            raise IndexError(
+                f"MixedOp: candidate must be from 0 to {len(self.names) - 1}, got {index!r:.200}"
+            )
+        return self.candidates._modules[self.names[index]]
 
     def forward(self, x: Tensor, weights: Tensor, active: Sequence[int] | None = None) -> Tensor:
         """Run the active candidates on ``x`` and sum them by weight.
@@ -88,7 +92,7 @@ class MixedOp(nn.Module):
         """
         if active is not None:
             active = tuple(active)
-            if not active or any(not 0 <= k < self.num_ops for k in active):
+            if not active or any(k not in range(self.num_ops) for k in active):
                 raise ValueError(
                     f"MixedOp: active must be candidates from 0 to {self.num_ops - 1}, "
                     f"got {active!r:.200}"
@@ -126,18 +130,22 @@ def mix_edges(
         tensor([2.5000, 2.5000])
     """
     columns = gate.weights.shape[1]
+    widest = max(edge.num_ops for edge in edges)
+    if gate.active is None and columns < widest:
+        raise ValueError(
+            f"MixedOp: weights must have a column for each of {widest} candidates, got {columns}"
+        )
     places = []  # (edge, candidate) of everything that runs
     positions = []  # where its weight is in the flattened table
     for index, edge in enumerate(edges):
         row = first_row + index
         chosen = range(edge.num_ops) if gate.active is None else gate.active[row]
         for column, candidate in enumerate(chosen):
-            if not isinstance(edge.candidate(candidate), Zero):
+            if not edge.is_zero[candidate]:
                 places.append((index, candidate))
                 positions.append(row * columns + column)
     if not places:
-        index = next(k for k in range(edges[0].num_ops) if isinstance(edges[0].candidate(k), Zero))
-        return edges[0].candidate(index)(inputs[0])
+        return edges[0].candidate(edges[0].is_zero.index(True))(inputs[0])
 
     outputs = _run(edges, inputs, places)
     if gate.straight_through:
@@ -160,7 +168,14 @@ def _run(
     """Yield the outputs one by one, checked against the first one's shape."""
     shape = None
     for index, candidate in places:
-        y = edges[index].candidate(candidate)(inputs[index])
+        x = inputs[index]
+        version = _version(x)
+        y = edges[index].candidate(candidate)(x)
+        if _version(x) != version:
+            raise SearchSpaceError(
+                f"MixedOp: candidate {edges[index].names[candidate]!r} must leave its input as it "
+                f"is, got an in-place change; its siblings read the same input"
+            )
         if shape is None:
             shape = y.shape
         elif y.shape != shape:
@@ -177,11 +192,19 @@ def _run(
 def _stream(outputs: Iterator[Tensor], weights: Tensor) -> Tensor:
     """Add up in place, so that only the running sum and one candidate's output are alive."""
     weight = iter(weights.unbind())
-    total = next(outputs) * next(weight)
+    y = next(outputs)
+    dtype = torch.promote_types(y.dtype, weights.dtype)
+    total = y.to(torch.promote_types(dtype, torch.float32)) * next(weight)
+    del y
     for y in outputs:
         total.addcmul_(y, next(weight))
         del y
-    return total
+    return total.to(dtype)
+
+
+def _version(x: Tensor) -> int:
+    """Count of in-place changes; tensors of inference mode and traced ones keep none."""
+    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
 
 
 def _check_candidates(named: Mapping[str, nn.Module]) -> None:

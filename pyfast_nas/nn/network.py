@@ -25,7 +25,7 @@ class DerivedCell(nn.Module):
     """A cell that runs the chosen operations only.
 
     Args:
-        edges: (source, target, op) of every kept edge.
+        edges: (source, target, op) of every kept edge, in rising order of targets.
         outputs: States that are concatenated.
         previous_channels: Channels of the two inputs, older one first.
         channels: Width of the cell.
@@ -64,9 +64,7 @@ class DerivedCell(nn.Module):
         align = FactorizedReduce if previous_reduction else ReLUConvBN
         self.preprocess0 = align(older, channels, affine, track_running_stats)
         self.preprocess1 = ReLUConvBN(newer, channels, affine, track_running_stats)
-        # Targets in rising order: a source is always computed before it is read.
-        self.edges = tuple(sorted(((s, t) for s, t, _ in edges), key=lambda edge: edge[1]))
-        ordered = sorted(edges, key=lambda edge: edge[1])
+        self.edges = tuple((source, target) for source, target, _ in edges)
         self.ops = nn.ModuleList(
             _layer(
                 op,
@@ -75,7 +73,7 @@ class DerivedCell(nn.Module):
                 searching=searching,
                 track_running_stats=track_running_stats,
             )
-            for source, _, op in ordered
+            for source, _, op in edges
         )
         self.outputs = tuple(outputs)
 
@@ -108,6 +106,8 @@ class CellNetwork(nn.Module):
         track_running_stats: Whether batch norms keep running statistics.
 
     Attributes:
+        edges: The kept edges by table, as given.
+        outputs: The concatenated states by table, as given.
         drop_path: Rate at which the output of each operation but identities is dropped, per
             sample, while training. Set it between epochs.
 
@@ -143,6 +143,8 @@ class CellNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.drop_path = drop_path
+        self.edges = {table: tuple(edges) for table, edges in cells_edges.items()}
+        self.outputs = {table: tuple(nodes) for table, nodes in cells_outputs.items()}
         # The ImageNet stem of a network trained from scratch is as wide as its first cell.
         width = channels if stem == "imagenet" and not searching else 3 * channels
         self.stem = Stem(stem, in_channels, width, track_running_stats)

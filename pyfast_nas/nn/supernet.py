@@ -37,21 +37,20 @@ class Supernet(nn.Module):
         self.candidates: dict[str, tuple[tuple[str, ...], ...]] = {
             table: tuple(tuple(row) for row in rows) for table, rows in candidates.items()
         }
-        self._missing: dict[str, Tensor | None] = {}
         self.alphas = nn.ParameterDict()
         for table, rows in self.candidates.items():
             lengths = torch.tensor([len(row) for row in rows])
             missing = torch.arange(int(lengths.max())) >= lengths[:, None]
             initial = alpha_scale * torch.randn(missing.shape)
             self.alphas[table] = nn.Parameter(initial.masked_fill(missing, 0.0))
-            self._missing[table] = missing if bool(missing.any()) else None
+            self.register_buffer(f"_missing_{table}", missing if missing.any() else None, False)
 
     def logits(self) -> dict[str, Tensor]:
         """Return the logits of every table, minus infinity where a row has no candidate."""
         return {
             table: alpha
-            if (missing := self._missing[table]) is None
-            else alpha.masked_fill(missing.to(alpha.device), -torch.inf)
+            if (missing := getattr(self, f"_missing_{table}")) is None
+            else alpha.masked_fill(missing, -torch.inf)
             for table, alpha in self.alphas.items()
         }
 
@@ -74,6 +73,12 @@ class Supernet(nn.Module):
         if gates is None:
             gate = Softmax()
             gates = {table: gate(logits) for table, logits in self.logits().items()}
+        for table, rows in self.candidates.items():
+            if table not in gates or gates[table].weights.shape[0] != len(rows):
+                raise ValueError(
+                    f"Supernet: gates must hold {len(rows)} rows for table {table!r}, got "
+                    f"{list(gates[table].weights.shape) if table in gates else 'none'}"
+                )
         return self.mix(x, gates)
 
     def mix(self, x: Tensor, gates: Mapping[str, GateOutput]) -> Tensor:
@@ -93,6 +98,9 @@ class CellSupernet(Supernet):
         multiplier: How many states a cell concatenates; None means all nodes.
         stem: ``"cifar"`` (one 3x3 convolution) or ``"imagenet"`` (three of stride 2).
         track_running_stats: Whether batch norms keep running statistics.
+
+    Attributes:
+        sizes: The arguments that a derived network of the same sizes needs.
 
     Shape:
         ``[N, in_channels, H, W]`` -> ``[N, num_classes]``.
@@ -118,6 +126,14 @@ class CellSupernet(Supernet):
         track_running_stats: bool = False,
     ) -> None:
         super().__init__(candidates)
+        self.sizes = {
+            "channels": channels,
+            "cells": cells,
+            "num_classes": num_classes,
+            "in_channels": in_channels,
+            "stem": stem,
+            "track_running_stats": track_running_stats,
+        }
         self.stem = Stem(stem, in_channels, 3 * channels, track_running_stats)
         previous = (3 * channels, 3 * channels)
         previous_reduction = stem == "imagenet"

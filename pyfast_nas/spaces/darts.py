@@ -10,11 +10,13 @@ import torch
 
 from pyfast_nas.errors import GenotypeError, SearchSpaceError
 from pyfast_nas.nn.cell import edge_list
+from pyfast_nas.nn.inheritance import inherit
 from pyfast_nas.nn.network import CellNetwork
 from pyfast_nas.nn.primitives import check_operations
 from pyfast_nas.nn.supernet import CellSupernet
 from pyfast_nas.spaces.base import Genotype, GenotypeEdge, probabilities
 from pyfast_nas.spaces.seeding import seeded
+from pyfast_nas.spaces.sizes import check_auxiliary, check_count, check_image, check_stem
 from pyfast_nas.typing import Alphas
 
 __all__ = ["DARTS", "DARTS_OPERATIONS", "DARTS_V1", "DARTS_V2"]
@@ -74,12 +76,14 @@ class DARTS:
 
     def __post_init__(self) -> None:
         for option in ("channels", "cells", "num_classes", "in_channels", "nodes"):
-            _positive("DARTS", option, getattr(self, option))
+            check_count("DARTS", option, getattr(self, option))
         if self.multiplier is not None:
-            _positive("DARTS", "multiplier", self.multiplier, self.nodes)
-        _check_stem("DARTS", self.stem, self.channels)
-        _check_image(self.image_size, self.stem)
+            check_count("DARTS", "multiplier", self.multiplier, self.nodes)
+        check_stem("DARTS", self.stem, self.channels)
+        image_size = check_image("DARTS", self.image_size, self.stem)
         operations = check_operations("DARTS: operations", self.operations)
+        # Lists, as they come from JSON, become tuples: the space is hashable.
+        object.__setattr__(self, "image_size", image_size)
         object.__setattr__(self, "operations", operations)
 
     @property
@@ -131,9 +135,11 @@ class DARTS:
             SearchSpaceError: If a size is out of range.
         """
         self.check(genotype)
-        _positive("DARTS.build", "channels", channels)
-        _positive("DARTS.build", "cells", cells)
-        _check_stem("DARTS.build", self.stem, channels)
+        check_count("DARTS.build", "channels", channels)
+        check_count("DARTS.build", "cells", cells)
+        check_stem("DARTS.build", self.stem, channels)
+        if auxiliary:
+            check_auxiliary("DARTS.build", self.image_size, self.stem, cells)
         if not 0 <= drop_path < 1:
             raise SearchSpaceError(
                 f"DARTS.build: drop_path must be from 0 to below 1, got {drop_path!r:.200}"
@@ -149,6 +155,40 @@ class DARTS:
                 auxiliary=auxiliary,
                 drop_path=drop_path,
             )
+
+    def inherit(self, genotype: Genotype, supernet: CellSupernet) -> CellNetwork:
+        """Return the genotype's network in the super-net's sizes, with copies of its weights.
+
+        Its output equals the super-net's under one-hot gates, with ``none`` on the edges that
+        are not kept: batch norms are those of the search, and pools keep theirs.
+
+        Args:
+            genotype: One of this space.
+            supernet: A super-net of this space.
+
+        Raises:
+            GenotypeError: If the genotype is not one of this space.
+
+        Example:
+            >>> space = DARTS(channels=2, cells=2)
+            >>> net = space.inherit(space.random_genotype(), space.supernet())
+            >>> net(torch.ones(2, 3, 8, 8)).shape
+            torch.Size([2, 10])
+        """
+        self.check(genotype)
+        return inherit(supernet, *_tables(genotype))
+
+    def genotype_of(self, network: CellNetwork) -> Genotype:
+        """Return the genotype that a network was built from.
+
+        Example:
+            >>> DARTS().genotype_of(DARTS().build(DARTS_V2, channels=2, cells=2)) == DARTS_V2
+            True
+        """
+        cells = {t: tuple(GenotypeEdge(*edge) for edge in network.edges[t]) for t in TABLES}
+        genotype = Genotype(self.name, cells, network.outputs)
+        self.check(genotype)
+        return genotype
 
     def derive(self, alphas: Alphas) -> Genotype:
         """Keep the two strongest edges of every node, and on each the strongest operation.
@@ -311,31 +351,6 @@ class DARTS:
 def _tables(genotype: Genotype) -> tuple[dict[str, list[tuple[int, int, str]]], dict]:
     edges = {t: [(e.source, e.target, e.op) for e in cell] for t, cell in genotype.cells.items()}
     return edges, dict(genotype.outputs)
-
-
-def _positive(where: str, option: str, value: Any, most: int | None = None) -> None:
-    if type(value) is not int or value < 1 or (most is not None and value > most):
-        span = "at least 1" if most is None else f"from 1 to nodes={most}"
-        raise SearchSpaceError(f"{where}: {option} must be an integer {span}, got {value!r:.200}")
-
-
-def _check_stem(where: str, stem: str, channels: int) -> None:
-    if stem not in ("cifar", "imagenet"):
-        raise SearchSpaceError(f"{where}: stem must be 'cifar' or 'imagenet', got {stem!r:.200}")
-    if stem == "imagenet" and channels % 2:
-        raise SearchSpaceError(
-            f"{where}: channels must be even with the imagenet stem, got {channels}"
-        )
-
-
-def _check_image(image_size: Any, stem: str) -> None:
-    sides = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
-    divisor = 4 if stem == "cifar" else 32
-    if len(sides) != 2 or any(type(s) is not int or s < 1 or s % divisor for s in sides):
-        raise SearchSpaceError(
-            f"DARTS: image_size must be a multiple of {divisor} on both sides, as the network "
-            f"halves it {divisor.bit_length() - 1} times, got {image_size!r:.200}"
-        )
 
 
 def _published() -> tuple[Genotype, Genotype]:
