@@ -1,0 +1,180 @@
+// Registers mixed_sum and mixed_sum_backward for CPU and, in a CUDA build, for CUDA.
+#include "cpu/mixed_sum.h"
+
+#include <cstdint>
+#include <tuple>
+#include <vector>
+
+#include "registration/tensor_args.h"
+
+#ifdef PFN_WITH_CUDA
+#include "cuda/launch.h"
+#endif
+
+namespace pfn {
+namespace {
+
+// Elements below which a second thread costs more than it brings.
+constexpr int64_t kGrain = 32768;
+
+// Candidates and weights, checked and brought to one layout; owns the copies that this took.
+struct MixedArgs {
+  std::vector<Tensor> xs;
+  Tensor weights;
+  Tensor model;  // a dense tensor in the layout that outputs and candidates share
+
+  int64_t num_ops() const { return static_cast<int64_t>(xs.size()); }
+
+  template <typename X>
+  std::vector<const X*> pointers(const char* op) const {
+    std::vector<const X*> pointers;
+    pointers.reserve(xs.size());
+    for (const Tensor& x : xs) pointers.push_back(const_data<X>(op, "xs", x));
+    return pointers;
+  }
+};
+
+MixedArgs check_mixed_args(const char* op, const std::vector<Tensor>& xs, const Tensor& weights,
+                           const Tensor& model, bool reads_xs) {
+  check(!xs.empty(), op, ": xs must hold at least one candidate, got 0");
+  check(weights.dim() == 1 && weights.size(0) == static_cast<int64_t>(xs.size()), op,
+        ": weights must hold one number for each of the ", xs.size(), " candidates");
+  MixedArgs args{{}, weights, model};
+  args.xs.reserve(xs.size());
+  for (const Tensor& x : xs) {
+    check(same_shape(x, model), op, ": xs must be of one shape");
+    check(x.scalar_type() == xs[0].scalar_type(), op, ": xs must be of one dtype");
+    check(x.get_device() == weights.get_device() && x.is_cuda() == weights.is_cuda(), op,
+          ": xs and weights must be on one device");
+    args.xs.push_back(reads_xs ? laid_out_like(model, x) : x);
+  }
+  return args;
+}
+
+// Calls function(TypeTag<X>, TypeTag<Y>) with the candidates' type and that of weights and sum,
+// which is the same or, with 16-bit candidates, float.
+template <typename Function>
+void dispatch_mixed(const char* op, const Tensor& x, const Tensor& weights, Function&& function) {
+  dispatch_floating(op, "xs", x.scalar_type(), [&](auto tag) {
+    using X = typename decltype(tag)::type;
+    if constexpr (sizeof(X) == 2) {
+      if (weights.scalar_type() == ScalarType::Float) return function(tag, TypeTag<float>{});
+    }
+    return function(tag, tag);
+  });
+}
+
+template <typename W>
+std::vector<math::acc_t<W>> read_weights(const char* op, const Tensor& weights) {
+  const W* data = const_data<W>(op, "weights", weights);
+  const int64_t count = weights.size(0), stride = weights.stride(0);
+  std::vector<math::acc_t<W>> wide(static_cast<size_t>(count));
+  for (int64_t k = 0; k < count; ++k) wide[static_cast<size_t>(k)] = math::widen(data[k * stride]);
+  return wide;
+}
+
+Tensor mixed_sum_cpu(const std::vector<Tensor>& xs, const Tensor& weights) {
+  constexpr const char* op = "mixed_sum";
+  check(!xs.empty(), op, ": xs must hold at least one candidate, got 0");
+  Tensor y = empty_like(xs[0], weights.scalar_type());
+  const MixedArgs args = check_mixed_args(op, xs, weights, y, /*reads_xs=*/true);
+  dispatch_mixed(op, xs[0], weights, [&](auto x_tag, auto y_tag) {
+    using X = typename decltype(x_tag)::type;
+    using Y = typename decltype(y_tag)::type;
+    const auto in = args.pointers<X>(op);
+    const auto w = read_weights<Y>(op, weights);
+    Y* out = mutable_data<Y>(op, "y", y);
+    torch::stable::parallel_for(0, y.numel(), kGrain, [&](int64_t begin, int64_t end) {
+      PFN_CPU_CALL(mixed_sum, in.data(), w.data(), out, args.num_ops(), begin, end);
+    });
+  });
+  return y;
+}
+
+// Outputs of the backward: one gradient per wanted candidate, in the order asked for.
+std::vector<Tensor> empty_gradients(const char* op, const Tensor& x0, int64_t num_ops,
+                                    const std::vector<int64_t>& wanted) {
+  std::vector<Tensor> grads;
+  grads.reserve(wanted.size());
+  for (int64_t k : wanted) {
+    check(k >= 0 && k < num_ops, op, ": wanted must index candidates, got ", k);
+    grads.push_back(empty_like(x0, x0.scalar_type()));
+  }
+  return grads;
+}
+
+// A dense tensor in the layout of the outputs: one of them, else the first candidate if it is
+// dense, else a fresh one whose memory is never touched.
+Tensor backward_model(const Tensor& x0, const std::vector<Tensor>& grads) {
+  if (!grads.empty()) return grads[0];
+  return x0.is_contiguous() ? x0 : empty_like(x0, x0.scalar_type());
+}
+
+template <typename X>
+std::vector<X*> gradient_pointers(const char* op, int64_t num_ops, const std::vector<int64_t>& wanted,
+                                  const std::vector<Tensor>& grads) {
+  std::vector<X*> pointers(static_cast<size_t>(num_ops), nullptr);
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    X*& place = pointers[static_cast<size_t>(wanted[i])];
+    check(place == nullptr, op, ": wanted must not repeat a candidate, got ", wanted[i], " twice");
+    place = mutable_data<X>(op, "grad_xs", grads[i]);
+  }
+  return pointers;
+}
+
+// The gradient of the weights: per-block dot products added up in the order of the blocks.
+template <typename W>
+void merge_dots(const std::vector<double>& dots, int64_t num_blocks, int64_t num_ops, W* out) {
+  for (int64_t k = 0; k < num_ops; ++k) {
+    double sum = 0.0;
+    for (int64_t block = 0; block < num_blocks; ++block) {
+      sum += dots[static_cast<size_t>(block * num_ops + k)];
+    }
+    math::narrow(static_cast<math::acc_t<W>>(sum), out + k);
+  }
+}
+
+std::tuple<std::vector<Tensor>, Tensor> mixed_sum_backward_cpu(const Tensor& grad,
+                                                               const std::vector<Tensor>& xs,
+                                                               const Tensor& weights,
+                                                               const std::vector<int64_t>& wanted,
+                                                               bool wants_weights) {
+  constexpr const char* op = "mixed_sum_backward";
+  check(!xs.empty(), op, ": xs must hold at least one candidate, got 0");
+  const int64_t num_ops = static_cast<int64_t>(xs.size());
+  std::vector<Tensor> grads = empty_gradients(op, xs[0], num_ops, wanted);
+  Tensor grad_weights = torch::stable::new_empty(weights, {wants_weights ? num_ops : 0});
+  const Tensor model = backward_model(xs[0], grads);
+  const MixedArgs args = check_mixed_args(op, xs, weights, model, wants_weights);
+  check(same_shape(grad, model), op, ": grad must have the shape of xs");
+  const Tensor laid_out_grad = laid_out_like(model, grad);
+  dispatch_mixed(op, xs[0], weights, [&](auto x_tag, auto y_tag) {
+    using X = typename decltype(x_tag)::type;
+    using Y = typename decltype(y_tag)::type;
+    const Y* g = const_data<Y>(op, "grad", laid_out_grad);
+    const auto in = args.pointers<X>(op);
+    const auto w = read_weights<Y>(op, weights);
+    const auto out = gradient_pointers<X>(op, num_ops, wanted, grads);
+    const int64_t numel = model.numel();
+    const int64_t num_blocks = (numel + PFN_MIXED_SUM_BLOCK - 1) / PFN_MIXED_SUM_BLOCK;
+    std::vector<double> dots(static_cast<size_t>(wants_weights ? num_blocks * num_ops : 0));
+    double* dots_data = wants_weights ? dots.data() : nullptr;
+    constexpr int64_t kGrainBlocks = kGrain / PFN_MIXED_SUM_BLOCK / 2;
+    torch::stable::parallel_for(0, num_blocks, kGrainBlocks, [&](int64_t first, int64_t last) {
+      PFN_CPU_CALL(mixed_sum_backward, g, in.data(), w.data(), out.data(), dots_data, num_ops,
+                   numel, first, last);
+    });
+    if (wants_weights) {
+      merge_dots(dots, num_blocks, num_ops, mutable_data<Y>(op, "grad_weights", grad_weights));
+    }
+  });
+  return {std::move(grads), std::move(grad_weights)};
+}
+
+}  // namespace
+}  // namespace pfn
+
+STABLE_TORCH_LIBRARY_IMPL(pyfast_nas, CPU, m) {
+  m.impl("mixed_sum", TORCH_BOX(&pfn::mixed_sum_cpu));
+  m.impl("mixed_sum_backward", TORCH_BOX(&pfn::mixed_sum_backward_cpu));
+}
