@@ -1,0 +1,26 @@
+"""Search algorithms by name, one file each; the loop that drives them is the engine's."""
+
+from pyfast_nas.algorithms.base import SearchAlgorithm, SharedWeightSearch
+from pyfast_nas.algorithms.darts import DARTS
+from pyfast_nas.algorithms.gradient_search import GradientSearch
+from pyfast_nas.algorithms.msg_das import MSGDAS
+from pyfast_nas.algorithms.options import Option, Range, check_options, option_table
+from pyfast_nas.algorithms.random_search import RandomSearch
+
+__all__ = [
+    "ALGORITHMS",
+    "DARTS",
+    "MSGDAS",
+    "GradientSearch",
+    "Option",
+    "RandomSearch",
+    "Range",
+    "SearchAlgorithm",
+    "SharedWeightSearch",
+    "check_options",
+    "option_table",
+]
+
+ALGORITHMS: dict[str, type[SharedWeightSearch]] = {
+    algorithm.name: algorithm for algorithm in (DARTS, MSGDAS, RandomSearch)
+}

@@ -1,0 +1,343 @@
+"""MSG-DAS: search with several mutually exclusive single-path sub-graphs per step.
+
+Tan, Guo, Zhong, Scott & Huang, "Mutually-aware Sub-Graphs Differentiable Architecture Search",
+arXiv 2107.04324.
+
+From the paper's abstract and opening: a differentiable Gumbel-TopK sampler draws several mutually
+exclusive single-path sub-graphs; skip connections become DropBlock-Identity; the supernet teaches
+its sub-graphs without holding all candidates in memory. The paper's equations, constants and code
+are not public, so everything below that level is this project's definition, chosen such that one
+path is exactly GDAS (Dong & Yang, CVPR 2019, single-path form) and every piece can be switched off:
+
+* K candidates per row are drawn by one Gumbel-TopK call for all rows; ranks are dealt out to
+  sub-graphs as they are or shuffled per row; the sub-graphs' losses are averaged.
+* The gradient of a row's logits is that of a straight-through factor on the executed candidate,
+  through one shared softmax (1) or the Plackett-Luce sequence of softmaxes (2), or the unbiased
+  score-function estimate (3).
+* Optimizers are those of the DARTS code, the temperature is GDAS's, the logits rest for the first
+  epochs as in PC-DARTS, all in proportion to the epochs.
+* Statistics of a layer that all sub-graphs share are counted once a step, from the first of them.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pyfast_nas import ops
+from pyfast_nas.algorithms.base import average
+from pyfast_nas.algorithms.distillation import distillation_loss, teacher_outputs
+from pyfast_nas.algorithms.gradient_search import GradientSearch
+from pyfast_nas.algorithms.options import Range
+from pyfast_nas.algorithms.sub_graphs import (
+    Assignment,
+    SubGraphs,
+    draw_sub_graphs,
+    plackett_luce_log_prob,
+    stack_tables,
+)
+from pyfast_nas.errors import ConfigError
+from pyfast_nas.nn import MixedOp, Supernet, frozen_statistics
+from pyfast_nas.nn.drop_block import DropBlocks
+from pyfast_nas.typing import Batch, Metrics
+
+__all__ = ["MSGDAS"]
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class MSGDAS(GradientSearch):
+    r"""Mutually-aware sub-graphs search.
+
+    With gate gradients :math:`c_k = \langle \partial L/\partial y, y\rangle` of the executed
+    candidates :math:`s_k`, and :math:`q` the softmax of perturbed logits over :math:`\tau`:
+
+    .. math::
+        (1)\quad \partial L/\partial\alpha_j &= \tfrac1\tau \sum_k c_k\, q_{s_k}
+                 (\delta_{j s_k} - q_j) \\
+        (2)\quad \partial L/\partial\alpha_j &= \tfrac1\tau \sum_k c_k\, q^{(k)}_{s_k}
+                 (\delta_{j s_k} - q^{(k)}_j) \\
+        (3)\quad \widehat{\nabla}\alpha_j &= (L - b) \sum_k \Big([j = s_k] - [j \notin S_{<k}]
+                 \frac{p_j}{\sum_{i \notin S_{<k}} p_i}\Big)
+
+    Each step draws one seed from the generator; the architecture pass samples at its offset, the
+    weight pass at the next.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_nas import spaces
+        >>> space = spaces.Toy()
+        >>> algorithm = MSGDAS(paths=2, alpha_warmup=0.0)
+        >>> algorithm.prepare(space.supernet(), space=space, epochs=1, steps_per_epoch=2)
+        >>> batch = torch.randn(4, 8), torch.tensor([0, 1, 0, 1])
+        >>> metrics = algorithm.step(batch, batch)
+        >>> metrics["tau"], "valid/loss" in metrics
+        (10.0, True)
+
+    References:
+        Tan et al., arXiv 2107.04324. Kool, van Hoof & Welling, ICML 2019 (sampler). Dong & Yang,
+        CVPR 2019 (straight-through form). Ghiasi, Lin & Le, NeurIPS 2018 (DropBlock).
+    """
+
+    name: ClassVar[str] = "msg-das"
+
+    paths: Annotated[int, Range(at_least=1)] = 2
+    """Sub-graphs drawn per step (K), at most the candidates of a row."""
+
+    mode: Literal["accumulate", "joint"] = "accumulate"
+    """Run sub-graphs one after another (memory of one), or keep all their graphs (memory of K)."""
+
+    assignment: Assignment = "rank"
+    """Sub-graph k takes the k-th drawn candidate of every row, or each row shuffles."""
+
+    relaxation: Literal["shared", "conditional", "score"] = "shared"
+    """Gradient of the logits: one softmax (1), one per rank (2), or the score function (3)."""
+
+    score_baseline: Annotated[float, Range(at_least=0, below=1)] = 0.0
+    """Decay of the moving average of losses that the score function subtracts; 0 subtracts none."""
+
+    tau_max: Annotated[float, Range(above=0)] = 10.0
+    """Temperature in the first epoch."""
+
+    tau_min: Annotated[float, Range(above=0)] = 0.1
+    """Temperature in the last epoch; linear in between."""
+
+    alpha_warmup: Annotated[float, Range(at_least=0, at_most=1)] = 0.3
+    """Share of the epochs before the architecture parameters start to move."""
+
+    drop_rate: Annotated[float, Range(at_least=0, below=1)] = 0.3
+    """DropBlock rate on skip connections at the start; 0 switches it off."""
+
+    drop_schedule: Literal["linear", "constant", "exp"] = "linear"
+    """How the DropBlock rate falls: to 0 at the end, not at all, or by exp(-0.2) an epoch."""
+
+    drop_block: Annotated[int | None, Range(at_least=1, odd=True)] = None
+    """Side of a dropped block; by default 3 for images up to 32 pixels high, else 7."""
+
+    kd_weight: Annotated[float, Range(at_least=0)] = 1.0
+    """Weight of the supernet's guidance in the loss; 0 switches it off."""
+
+    kd_temperature: Annotated[float, Range(above=0)] = 1.0
+    """Temperature that softens both predictions of the guidance."""
+
+    kd_warmup: Annotated[float, Range(at_least=0, at_most=1)] = 0.1
+    """Share of the epochs before the guidance starts."""
+
+    kd_in_alpha_step: bool = False
+    """Whether the guidance is part of the architecture's loss too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tau_min > self.tau_max:
+            raise ConfigError(
+                f"MSGDAS: tau_min must be at most tau_max={self.tau_max:g}, got {self.tau_min:g}"
+            )
+        if self.score_baseline and self.relaxation != "score":
+            raise ConfigError(
+                f"MSGDAS: score_baseline must be 0 with relaxation={self.relaxation!r}, since only "
+                f"relaxation='score' subtracts a baseline, got {self.score_baseline:g}"
+            )
+
+    def prepare(self, supernet: Supernet, **run: Any) -> None:
+        """Take the supernet to search, equip its skip connections, make both optimizers.
+
+        Raises:
+            ConfigError: If a row of the supernet has fewer than ``paths`` candidates.
+        """
+        shortest = min(len(row) for rows in supernet.candidates.values() for row in rows)
+        if self.paths > shortest:
+            raise ConfigError(
+                f"MSGDAS: paths must be at most the candidates of every row, {shortest}, "
+                f"got {self.paths}"
+            )
+        super().prepare(supernet, **run)
+        self.drop_blocks = DropBlocks(supernet)
+        self.shared_layers = _shared_statistics(supernet)
+        # One group is one backward pass.
+        ranks = range(self.paths)
+        self.groups = [[k] for k in ranks] if self.mode == "accumulate" else [list(ranks)]
+        self.next_call = torch.tensor([0, 1], device=self.device)  # seed stays, offset advances
+        self.baseline = torch.zeros((), device=self.device)
+        self.baseline_weight = torch.zeros((), device=self.device)
+
+    # -- schedules ------------------------------------------------------------------------------
+
+    @property
+    def tau(self) -> float:
+        """Temperature of this epoch."""
+        return self.tau_max - (self.tau_max - self.tau_min) * self.epoch / max(self.epochs - 1, 1)
+
+    @property
+    def current_drop_rate(self) -> float:
+        """DropBlock rate of this epoch."""
+        factor = {
+            "linear": 1 - self.epoch / max(self.epochs, 1),
+            "constant": 1.0,
+            "exp": math.exp(-0.2 * self.epoch),
+        }
+        return self.drop_rate * factor[self.drop_schedule]
+
+    @property
+    def current_kd_weight(self) -> float:
+        """Weight of the guidance in this epoch."""
+        return 0.0 if self._is_early(self.kd_warmup) else self.kd_weight
+
+    def _is_early(self, share: float) -> bool:
+        # The small addend keeps 0.3 * 10 epochs at 3 whatever the last bit of the product.
+        return self.epoch < math.floor(share * self.epochs + 1e-9)
+
+    # -- the step -------------------------------------------------------------------------------
+
+    def step(self, train: Batch, valid: Batch) -> Metrics:
+        """Make one architecture step on ``valid``, then one weight step on ``train``.
+
+        While the architecture parameters rest, ``valid`` is not looked at and the metrics of its
+        pass are absent.
+        """
+        self._start_step()
+        seed = ops.draw_seed(self.generator, self.device)
+        metrics: Metrics = {"tau": self.tau, "drop_rate": self.current_drop_rate}
+        if not self._is_early(self.alpha_warmup):
+            metrics |= self._architecture_step(valid, seed)
+        metrics |= self._weight_step(train, seed + self.next_call)
+        self.steps += 1
+        return metrics
+
+    def _architecture_step(self, valid: Batch, seed: Tensor) -> Metrics:
+        estimate = self._score_gradient if self.relaxation == "score" else self._path_gradient
+        with self._without_trace():
+            metrics, gradients = estimate(valid, seed)
+        return metrics | self._update_alphas(gradients)
+
+    def _path_gradient(self, valid: Batch, seed: Tensor) -> tuple[Metrics, tuple[Tensor, ...]]:
+        """Gate gradients of all sub-graphs, then one backward pass of the sampler: (1) or (2)."""
+        drawn = self._draw(self.supernet.logits(), seed)
+        gates = [weights.detach().requires_grad_() for weights in drawn.weights.unbind(1)]
+        teacher = self._teacher(valid) if self.kd_in_alpha_step else None
+        passes: list[Metrics] = []
+        gate_gradients: list[Tensor] = []
+        for group in self.groups:
+            # No name for the loss: layers before the first gate free nothing in this backward.
+            gate_gradients += torch.autograd.grad(
+                self._group_loss("valid", valid, drawn, group, seed, teacher, passes, gates),
+                [gates[k] for k in group],
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        gradients = torch.autograd.grad(
+            drawn.weights, self.alpha_parameters, torch.stack(gate_gradients, dim=1)
+        )
+        return average(passes), gradients
+
+    def _score_gradient(self, valid: Batch, seed: Tensor) -> tuple[Metrics, tuple[Tensor, ...]]:
+        """Loss above the baseline times the score of the draw: (3)."""
+        logits = self.supernet.logits()
+        drawn = self._draw({table: rows.detach() for table, rows in logits.items()}, seed)
+        passes: list[Metrics] = []
+        with torch.no_grad():
+            teacher = self._teacher(valid) if self.kd_in_alpha_step else None
+            everything = range(self.paths)
+            loss = self._group_loss("valid", valid, drawn, everything, seed, teacher, passes)
+            # Of earlier draws only, so that it is independent of this one.
+            advantage = loss - self.baseline / self.baseline_weight.clamp(min=1e-12)
+            if decay := self.score_baseline:
+                self.baseline = decay * self.baseline + (1 - decay) * loss
+                self.baseline_weight = decay * self.baseline_weight + (1 - decay)
+        log_prob = plackett_luce_log_prob(stack_tables(logits), drawn.indices).sum()
+        return average(passes), torch.autograd.grad(log_prob, self.alpha_parameters, advantage)
+
+    def _weight_step(self, train: Batch, seed: Tensor) -> Metrics:
+        drawn = self._draw(self._logits(), seed)
+        teacher = self._teacher(train)
+        passes: list[Metrics] = []
+        with self._weight_update():
+            for group in self.groups:
+                self._group_loss("train", train, drawn, group, seed, teacher, passes).backward()
+        return average(passes)
+
+    # -- sub-graphs -----------------------------------------------------------------------------
+
+    def _draw(self, logits: dict[str, Tensor], seed: Tensor) -> SubGraphs:
+        return draw_sub_graphs(
+            logits,
+            self.paths,
+            tau=self.tau,
+            seed=seed,
+            relaxation="conditional" if self.relaxation == "conditional" else "shared",
+            assignment=self.assignment,
+        )
+
+    def _teacher(self, batch: Batch) -> Tensor | None:
+        """Outputs of the whole supernet, once for all sub-graphs of the step."""
+        return teacher_outputs(self.supernet, batch[0]) if self.current_kd_weight else None
+
+    def _group_loss(
+        self,
+        split: str,
+        batch: Batch,
+        drawn: SubGraphs,
+        group: Sequence[int],
+        seed: Tensor,
+        teacher: Tensor | None,
+        passes: list[Metrics],
+        gates: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Sum of a group's losses, each over K; appends the metrics of every pass to ``passes``."""
+        losses = []
+        for k in group:
+            with (
+                self.drop_blocks.active(
+                    rate=self.current_drop_rate,
+                    block=self._block(batch[0]),
+                    seed=seed,
+                    path=k,
+                ),
+                # Candidates run in one sub-graph only; what is around them runs in all.
+                frozen_statistics(self.shared_layers) if k else contextlib.nullcontext(),
+            ):
+                gate = drawn.gates(k, None if gates is None else gates[k])
+                loss, outputs, metrics = self._evaluate(split, batch, gate)
+            if teacher is not None:
+                guidance = distillation_loss(outputs, teacher, self.kd_temperature)
+                loss = loss + self.current_kd_weight * guidance
+                metrics["kd/loss" if split == "train" else "kd/valid_loss"] = guidance.detach()
+            passes.append(metrics)
+            losses.append(loss / self.paths)
+        return sum(losses[1:], start=losses[0])
+
+    def _block(self, inputs: Tensor) -> int:
+        """Side of a dropped block: smaller for the small images of CIFAR."""
+        return self.drop_block or (3 if inputs.shape[-2:][0] <= 32 else 7)
+
+    # -- state ----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what, beside ``supernet.state_dict()``, continues the search to the bit."""
+        return super().state_dict() | {
+            "baseline": self.baseline.clone(),
+            "baseline_weight": self.baseline_weight.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state of :meth:`state_dict`, after :meth:`prepare`."""
+        super().load_state_dict(state)
+        self.baseline = state["baseline"].to(self.device)
+        self.baseline_weight = state["baseline_weight"].to(self.device)
+
+
+def _shared_statistics(supernet: Supernet) -> nn.ModuleList:
+    """Return the layers with running statistics that every sub-graph runs."""
+    inside = {
+        layer
+        for edge in supernet.modules()
+        if isinstance(edge, MixedOp)
+        for layer in edge.modules()
+    }
+    return nn.ModuleList(
+        layer
+        for layer in supernet.modules()
+        if layer not in inside and getattr(layer, "track_running_stats", False)
+    )

@@ -1,0 +1,170 @@
+"""Random search with weight sharing: the baseline that every search is held against.
+
+Li & Talwalkar, "Random Search and Reproducibility for Neural Architecture Search", UAI 2019,
+arXiv 1902.07638.
+
+As printed (section 3.3): every weight step trains one architecture drawn uniformly; at the end
+random architectures are scored with the shared weights and the best one is taken. Ours: a training
+step draws a candidate at every row, also at rows that a genotype would leave out; architectures
+are scored once, by their mean loss on the last few validation batches, not in two rounds.
+"""
+
+import collections
+import dataclasses
+from typing import Annotated, Any, ClassVar
+
+import torch
+
+from pyfast_nas import ops
+from pyfast_nas.algorithms.base import SharedWeightSearch
+from pyfast_nas.algorithms.options import Range
+from pyfast_nas.algorithms.sub_graphs import draw_sub_graphs
+from pyfast_nas.errors import DivergenceError, GenotypeError
+from pyfast_nas.nn import GateOutput, Supernet, frozen_statistics
+from pyfast_nas.nn.cell import edge_list
+from pyfast_nas.spaces import Genotype
+from pyfast_nas.typing import Batch, Metrics
+
+__all__ = ["RandomSearch", "genotype_gates"]
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class RandomSearch(SharedWeightSearch):
+    """Train uniformly drawn architectures with shared weights, then take the best of a sample.
+
+    The architecture parameters never move. Each step draws one seed from the generator, and
+    :meth:`prepare` one for the sample, so that :meth:`derive` scores the same sample at any time.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_nas import spaces
+        >>> space = spaces.Toy()
+        >>> algorithm = RandomSearch(samples=4)
+        >>> algorithm.prepare(space.supernet(), space=space, epochs=1, steps_per_epoch=2)
+        >>> batch = torch.randn(4, 8), torch.tensor([0, 1, 0, 1])
+        >>> sorted(algorithm.step(batch, batch))
+        ['train/accuracy', 'train/loss']
+        >>> algorithm.derive().space
+        'toy'
+
+    References:
+        Li & Talwalkar, UAI 2019, section 3.3.
+    """
+
+    name: ClassVar[str] = "random"
+
+    samples: Annotated[int, Range(at_least=1)] = 100
+    """Random architectures scored at the end."""
+
+    score_batches: Annotated[int, Range(at_least=1)] = 4
+    """Validation batches kept to score them on: the last ones seen."""
+
+    def prepare(self, supernet: Supernet, **run: Any) -> None:
+        """Take the supernet to search and make the optimizer; see the base class."""
+        super().prepare(supernet, **run)
+        self.kept: collections.deque[Batch] = collections.deque(maxlen=self.score_batches)
+        self.sample_seed = ops.draw_seed(self.generator)
+        self.uniform = {
+            table: logits.where(logits.isneginf(), 0.0) for table, logits in self._logits().items()
+        }
+
+    def step(self, train: Batch, valid: Batch) -> Metrics:
+        """Train one uniformly drawn architecture on ``train``; keep ``valid`` for scoring."""
+        self._start_step()
+        self.kept.append(valid)
+        seed = ops.draw_seed(self.generator, self.device)
+        drawn = draw_sub_graphs(self.uniform, 1, tau=1.0, seed=seed)
+        with self._weight_update():
+            loss, _, metrics = self._evaluate("train", train, drawn.gates(0))
+            loss.backward()
+        self.steps += 1
+        return metrics
+
+    def derive(self) -> Genotype:
+        """Return the sampled architecture with the lowest validation loss, the first of equals.
+
+        Without a step behind it, the first architecture of the sample.
+
+        Raises:
+            DivergenceError: If no architecture has a finite loss.
+            RuntimeError: If :meth:`prepare` was not called.
+        """
+        self._require_prepared("derive")
+        generator = torch.Generator().manual_seed(int(self.sample_seed[0]))
+        sample = [self.space.random_genotype(generator) for _ in range(self.samples)]
+        if not self.kept:
+            return sample[0]
+        losses = torch.stack([self._score(genotype) for genotype in sample]).tolist()
+        finite = [index for index, loss in enumerate(losses) if abs(loss) < float("inf")]
+        if not finite:
+            raise DivergenceError(
+                f"derive: the validation loss must be finite, got {losses[0]} for each of "
+                f"{self.samples} architectures after step {self.steps}"
+            )
+        return sample[min(finite, key=losses.__getitem__)]
+
+    def _score(self, genotype: Genotype) -> torch.Tensor:
+        """Mean validation loss with the shared weights; leaves no trace."""
+        gates = genotype_gates(genotype, self.supernet)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices), frozen_statistics(self.supernet):
+            return torch.stack(
+                [self._evaluate("valid", batch, gates)[0] for batch in self.kept]
+            ).mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what, beside ``supernet.state_dict()``, continues the search to the bit."""
+        return super().state_dict() | {
+            "kept": [tuple(batch) for batch in self.kept],
+            "sample_seed": self.sample_seed.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state of :meth:`state_dict`, after :meth:`prepare`."""
+        super().load_state_dict(state)
+        self.kept.clear()
+        self.kept.extend(tuple(t.to(self.device) for t in batch) for batch in state["kept"])
+        self.sample_seed = state["sample_seed"]
+
+
+def genotype_gates(genotype: Genotype, supernet: Supernet) -> dict[str, GateOutput]:
+    """Return the gates under which a supernet computes what a genotype's cells compute.
+
+    Rows of a table are the genotype's edges in order of target and source; where the genotype
+    keeps only some edges of a cell, the rows are all edges of `pyfast_nas.nn.cell.edge_list` and
+    those left out weigh zero.
+
+    Raises:
+        GenotypeError: If the supernet has no such edge or candidate.
+
+    Example:
+        >>> from pyfast_nas import spaces
+        >>> gates = genotype_gates(spaces.Toy().optimum(), spaces.Toy().supernet())
+        >>> gates["cell"].active
+        ((0,), (0,))
+    """
+    device = next(iter(supernet.alphas.values())).device
+    gates = {}
+    for table, rows in supernet.candidates.items():
+        edges = {(edge.target, edge.source): edge.op for edge in genotype.cells[table]}
+        places = sorted(edges)
+        if len(places) < len(rows):
+            # A cell with two inputs: its first node is state 2.
+            places = [(target, source) for source, target in edge_list(max(edges)[0] - 1)]
+        if len(places) != len(rows) or not edges.keys() <= set(places):
+            raise GenotypeError(
+                f"genotype_gates: cells.{table} must be edges of a cell with {len(rows)} rows, "
+                f"got {sorted(edges)!r:.200}"
+            )
+        active, weights = [], []
+        for place, names in zip(places, rows, strict=True):
+            name = edges.get(place, "none" if "none" in names else names[0])
+            if name not in names:
+                raise GenotypeError(
+                    f"genotype_gates: the operation of cells.{table} into {place[0]} must be one "
+                    f"of {', '.join(names)}, got {name!r:.200}"
+                )
+            active.append((names.index(name),))
+            weights.append([float(place in edges)])
+        gates[table] = GateOutput(torch.tensor(weights, device=device), tuple(active))
+    return gates

@@ -1,0 +1,172 @@
+"""Single-path sub-graphs of a supernet: drawing several at once, and the gates that run one.
+
+All choice rows of all tables are stacked into one ``[rows, num_ops]`` matrix (a shorter row is
+padded with ``-inf``), so that one sampler call serves a whole step.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyfast_nas import ops
+from pyfast_nas.nn.gates import GateOutput
+from pyfast_nas.typing import Alphas
+
+__all__ = [
+    "Assignment",
+    "SubGraphs",
+    "draw_sub_graphs",
+    "plackett_luce_log_prob",
+    "single_path_gates",
+    "stack_tables",
+]
+
+Assignment = Literal["rank", "shuffle"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SubGraphs:
+    """K sub-graphs that run different candidates at every row.
+
+    Attributes:
+        logits: Stacked architecture parameters they were drawn from, ``[rows, num_ops]``.
+        indices: Drawn candidates, best first, ``[rows, K]``.
+        weights: Relaxed weights, ``[rows, K]``; column k belongs to sub-graph k.
+        picks: For each sub-graph the candidate of every row.
+        rows: Rows of each table, in the order in which they are stacked.
+    """
+
+    logits: Tensor
+    indices: Tensor
+    weights: Tensor
+    picks: tuple[tuple[int, ...], ...]
+    rows: Mapping[str, int]
+
+    def gates(self, k: int, weights: Tensor | None = None) -> dict[str, GateOutput]:
+        """Return the gates that run sub-graph ``k``; see :func:`single_path_gates`.
+
+        Args:
+            k: Number of the sub-graph.
+            weights: In place of its relaxed weights, ``[rows]``.
+        """
+        weights = self.weights[:, k] if weights is None else weights
+        return single_path_gates(self.rows, self.picks[k], weights)
+
+
+def stack_tables(alphas: Alphas) -> Tensor:
+    """Stack the rows of all tables, in order, padding shorter rows with ``-inf``.
+
+    Example:
+        >>> stack_tables({"a": torch.zeros(1, 2), "b": torch.ones(2, 3)})
+        tensor([[0., 0., -inf],
+                [1., 1., 1.],
+                [1., 1., 1.]])
+    """
+    width = max(logits.shape[1] for logits in alphas.values())
+    return torch.cat(
+        [F.pad(logits, (0, width - logits.shape[1]), value=-math.inf) for logits in alphas.values()]
+    )
+
+
+def draw_sub_graphs(
+    alphas: Alphas,
+    paths: int,
+    *,
+    tau: float,
+    seed: Tensor,
+    relaxation: Literal["shared", "conditional"] = "shared",
+    assignment: Assignment = "rank",
+) -> SubGraphs:
+    """Draw sub-graphs without replacement: rows are independent, no candidate serves two.
+
+    The picks come to the host, since they decide which modules run: one wait for the device.
+
+    Args:
+        alphas: Architecture parameters, table name -> ``[rows, num_ops]``.
+        paths: Sub-graphs to draw (K), at most the candidates of the shortest row.
+        tau: Temperature of the relaxed weights.
+        seed: Seed and offset, int64 ``[2]``; stream 0 draws candidates, stream 1 deals them out.
+        relaxation: One softmax for all ranks, or one for each rank over what is left.
+        assignment: ``"rank"``: sub-graph k takes the k-th candidate of every row. ``"shuffle"``:
+            every row deals its candidates out by a uniform permutation of its own.
+
+    Example:
+        >>> alphas = {"cell": torch.zeros(3, 4)}
+        >>> drawn = draw_sub_graphs(alphas, 4, tau=1.0, seed=torch.tensor([0, 0]))
+        >>> [sorted(row) for row in zip(*drawn.picks)]
+        [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]
+    """
+    stacked = stack_tables(alphas)
+    weights, indices = ops.gumbel_topk(stacked, paths, tau=tau, seed=seed, relaxation=relaxation)
+    picks = indices
+    if assignment == "shuffle":
+        deal = ops.philox_uniform(seed, *indices.shape, stream=1).argsort(dim=1, stable=True)
+        weights, picks = weights.gather(1, deal), indices.gather(1, deal)
+    rows = {table: len(logits) for table, logits in alphas.items()}
+    return SubGraphs(stacked, indices, weights, tuple(map(tuple, picks.t().tolist())), rows)
+
+
+def single_path_gates(
+    rows: Mapping[str, int], picks: Sequence[int], weights: Tensor
+) -> dict[str, GateOutput]:
+    """Return the gates that run one candidate at every row, its output unscaled.
+
+    Args:
+        rows: Rows of each table, in the order of ``picks``.
+        picks: Candidate of every row.
+        weights: One per row; its value changes nothing, its gradient is that of a factor of
+            value one on the row's output.
+
+    Shape:
+        weights ``[rows]``.
+
+    Example:
+        >>> gates = single_path_gates({"cell": 2}, [3, 0], torch.ones(2))
+        >>> gates["cell"].active
+        ((3,), (0,))
+    """
+    gates, start = {}, 0
+    for table, count in rows.items():
+        stop = start + count
+        gates[table] = GateOutput(
+            weights=weights[start:stop].unsqueeze(1),
+            active=tuple((pick,) for pick in picks[start:stop]),
+            straight_through=True,
+        )
+        start = stop
+    return gates
+
+
+def plackett_luce_log_prob(logits: Tensor, indices: Tensor) -> Tensor:
+    r"""Return the log-probability of each row's ordered draw without replacement.
+
+    .. math:: \log p(s^1..s^K) = \sum_k \Big(\alpha_{s^k}
+              - \log\sum_{i \notin S_{<k}} e^{\alpha_i}\Big)
+
+    Args:
+        logits: Architecture parameters; ``-inf`` marks a padded candidate.
+        indices: Drawn candidates, in the order of drawing.
+
+    Shape:
+        logits ``[rows, num_ops]``, indices ``[rows, k]`` -> ``[rows]``.
+
+    Example:
+        >>> logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+        >>> plackett_luce_log_prob(logits, torch.tensor([[0, 1]])).exp()
+        tensor([0.2000])
+
+    References:
+        Kool, van Hoof & Welling, "Stochastic Beams and Where to Find Them", ICML 2019, eq. 2.
+    """
+    taken = torch.zeros_like(logits, dtype=torch.bool)
+    total = logits.new_zeros(logits.shape[0])
+    for pick in indices.unbind(1):
+        left = logits.masked_fill(taken, -math.inf).logsumexp(dim=1)
+        total = total + logits.gather(1, pick.unsqueeze(1)).squeeze(1) - left
+        taken = taken.scatter(1, pick.unsqueeze(1), True)
+    return total
