@@ -5,6 +5,7 @@ never given to Python's own reader: the interpreter here knows dictionaries, lis
 integers, ``None`` and arrays of bytes, and calls nothing.
 """
 
+import math
 import os
 import stat
 import struct
@@ -228,7 +229,7 @@ class _Interpreter:
         """Recognise the two calls that describe an array of bytes; make a note of it instead."""
         arguments, called = self._pop(), self._pop()
         if called is _NAMES["numpy dtype"]:
-            if arguments[:1] not in [(b"u1",), ("u1",)]:
+            if not isinstance(arguments, tuple) or arguments[:1] not in [(b"u1",), ("u1",)]:
                 raise _Refusal(f"an array of {shown(arguments)}, not of bytes")
             self._stack.append(_DType())
         elif isinstance(called, _Name) and called.text == _RECONSTRUCT:
@@ -252,9 +253,9 @@ def _array(state: Any) -> np.ndarray:
             pass
         case _:
             raise _Refusal("an array that is not described as numpy describes one")
-    if len(shape) not in (1, 2) or not all(type(n) is int and 0 <= n <= len(raw) for n in shape):
+    if len(shape) not in (1, 2) or not all(type(n) is int and n >= 0 for n in shape):
         raise _Refusal(f"an array of shape {shown(shape)}")
-    if int(np.prod(shape, dtype=object)) != len(raw):
+    if math.prod(shape) != len(raw):
         raise _Refusal(f"an array of shape {shown(shape)} with {len(raw)} bytes")
     return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if is_fortran else "C")
 
