@@ -47,7 +47,7 @@ def test_padding_follows_the_image_size():
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_cutout_blanks_one_square_cut_at_the_border(size):
-    x = torch.ones(200, 2, 8, 8)
+    x = torch.ones(1000, 2, 8, 8)
     holes = 1 - cutout(x, size, generator=generator())
     assert torch.equal(holes[:, 0], holes[:, 1]), "all channels alike"
     for hole in holes[:, 0]:
@@ -73,9 +73,6 @@ def test_mixup_blends_samples_and_labels_with_one_share():
     mixed, soft = mixup(x, labels, strength=1.0, num_classes=5, generator=generator(2))
     torch.testing.assert_close(soft.sum(1), torch.ones(500, dtype=torch.float64))
     assert bool((soft >= 0).all())
-    # A linear model gives the mixed output for the mixed input: labels follow samples.
-    weights = torch.linalg.lstsq(x, mixed).solution
-    assert weights.shape == (3, 3)
     share = soft.gather(1, labels[:, None]).squeeze(1)
     partner_known = (soft > 0).sum(1) == 2
     for index in partner_known.nonzero().flatten()[:50].tolist():
@@ -89,13 +86,8 @@ def test_mixup_blends_samples_and_labels_with_one_share():
 
 
 def test_mixup_of_tiny_strength_stays_finite():
-    x, soft = mixup(
-        torch.ones(1000, 1),
-        torch.arange(1000) % 2,
-        strength=1e-4,
-        num_classes=2,
-        generator=generator(),
-    )
+    x, labels = torch.ones(1000, 1), torch.arange(1000) % 2
+    x, soft = mixup(x, labels, strength=1e-4, num_classes=2, generator=generator())
     assert bool(x.isfinite().all()) and bool(soft.isfinite().all())
 
 

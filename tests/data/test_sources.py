@@ -96,9 +96,8 @@ def test_datasets():
     assert load_data(dataset).notes
     arrays = Listed([(x[i].numpy(), int(y[i])) for i in range(40)])
     assert torch.equal(load_data((arrays, arrays)).train_x, x)
-    pictures = Listed(
-        [(Picture(x[i].permute(1, 2, 0).contiguous().numpy()), y[i]) for i in range(40)]
-    )
+    last = x.permute(0, 2, 3, 1).contiguous().numpy()
+    pictures = Listed([(Picture(last[i]), y[i]) for i in range(40)])
     assert torch.equal(load_data((pictures, pictures)).train_x, x)
 
 
