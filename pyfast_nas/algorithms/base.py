@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -29,14 +29,14 @@ __all__ = [
 ]
 
 
+@runtime_checkable
 class SearchAlgorithm(Protocol):
     """What a search loop needs of an algorithm: ours satisfy it, and any other may.
 
     Example:
         >>> from pyfast_nas.algorithms import DARTS
-        >>> algorithm: SearchAlgorithm = DARTS()
-        >>> algorithm.name
-        'darts'
+        >>> isinstance(DARTS(), SearchAlgorithm), isinstance("darts", SearchAlgorithm)
+        (True, False)
     """
 
     name: ClassVar[str]
@@ -236,9 +236,12 @@ class SharedWeightSearch:
 
     @property
     def alphas(self) -> Alphas:
-        """A copy of the architecture parameters, table name -> ``[rows, num_ops]``."""
-        self._require_prepared("alphas")
-        return {table: alpha.detach().clone() for table, alpha in self.supernet.alphas.items()}
+        """A copy of the architecture parameters, table name -> ``[rows, num_ops]``.
+
+        Empty before :meth:`prepare`.
+        """
+        tables = self.supernet.alphas if hasattr(self, "supernet") else {}
+        return {table: alpha.detach().clone() for table, alpha in tables.items()}
 
     def probabilities(self) -> Alphas:
         """Return the probability of every candidate, zero where a shorter row has none."""
@@ -253,14 +256,17 @@ class SharedWeightSearch:
             RuntimeError: If :meth:`prepare` was not called.
         """
         self._require_prepared("derive")
+        self._require_finite_alphas("derive")
+        return self.space.derive(self._logits())
+
+    def _require_finite_alphas(self, method: str) -> None:
         for table, alpha in self.alphas.items():
             if len(bad := (~alpha.isfinite()).nonzero()):
                 row, candidate = bad[0].tolist()
                 raise DivergenceError(
-                    f"derive: alphas[{table!r}] must be finite, got {alpha[row, candidate]:g} "
+                    f"{method}: alphas[{table!r}] must be finite, got {alpha[row, candidate]:g} "
                     f"at row {row}, candidate {candidate} after step {self.steps}"
                 )
-        return self.space.derive(self._logits())
 
     def _logits(self) -> dict[str, Tensor]:
         """Logits without a gradient, minus infinity where a shorter row has no candidate."""

@@ -261,14 +261,19 @@ class MSGDAS(GradientSearch):
     # -- sub-graphs -----------------------------------------------------------------------------
 
     def _draw(self, logits: dict[str, Tensor], seed: Tensor) -> SubGraphs:
-        return draw_sub_graphs(
-            logits,
-            self.paths,
-            tau=self.tau,
-            seed=seed,
-            relaxation="conditional" if self.relaxation == "conditional" else "shared",
-            assignment=self.assignment,
-        )
+        try:
+            return draw_sub_graphs(
+                logits,
+                self.paths,
+                tau=self.tau,
+                seed=seed,
+                relaxation="conditional" if self.relaxation == "conditional" else "shared",
+                assignment=self.assignment,
+            )
+        except ValueError:
+            # Where the sampler can look at values it refuses NaN: then the search has diverged.
+            self._require_finite_alphas("step")
+            raise
 
     def _teacher(self, batch: Batch) -> Tensor | None:
         """Outputs of the whole supernet, once for all sub-graphs of the step."""

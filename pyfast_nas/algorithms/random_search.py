@@ -4,16 +4,19 @@ Li & Talwalkar, "Random Search and Reproducibility for Neural Architecture Searc
 arXiv 1902.07638.
 
 As printed (section 3.3): every weight step trains one architecture drawn uniformly; at the end
-random architectures are scored with the shared weights and the best one is taken. Ours: a training
-step draws a candidate at every row, also at rows that a genotype would leave out; architectures
-are scored once, by their mean loss on the last few validation batches, not in two rounds.
+random architectures are scored with the shared weights on one validation batch, the best few of
+them on more, and the best of these is taken. Ours: a training step draws a candidate at every row,
+also at rows that a genotype would leave out; the score is the loss, on the last batches seen.
 """
 
 import collections
 import dataclasses
+import math
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from pyfast_nas import ops
 from pyfast_nas.algorithms.base import SharedWeightSearch
@@ -54,10 +57,13 @@ class RandomSearch(SharedWeightSearch):
     name: ClassVar[str] = "random"
 
     samples: Annotated[int, Range(at_least=1)] = 100
-    """Random architectures scored at the end."""
+    """Random architectures scored at the end, on the last validation batch."""
 
-    score_batches: Annotated[int, Range(at_least=1)] = 4
-    """Validation batches kept to score them on: the last ones seen."""
+    finalists: Annotated[int, Range(at_least=1)] = 10
+    """Best of them that are scored again, on all validation batches that were kept."""
+
+    score_batches: Annotated[int, Range(at_least=1)] = 8
+    """Validation batches kept for scoring: the last ones seen."""
 
     def prepare(self, supernet: Supernet, **run: Any) -> None:
         """Take the supernet to search and make the optimizer; see the base class."""
@@ -94,23 +100,23 @@ class RandomSearch(SharedWeightSearch):
         sample = [self.space.random_genotype(generator) for _ in range(self.samples)]
         if not self.kept:
             return sample[0]
-        losses = torch.stack([self._score(genotype) for genotype in sample]).tolist()
-        finite = [index for index, loss in enumerate(losses) if abs(loss) < float("inf")]
-        if not finite:
-            raise DivergenceError(
-                f"derive: the validation loss must be finite, got {losses[0]} for each of "
-                f"{self.samples} architectures after step {self.steps}"
-            )
-        return sample[min(finite, key=losses.__getitem__)]
+        for batches, places in (([self.kept[-1]], self.finalists), (self.kept, 1)):
+            losses = torch.stack([self._score(genotype, batches) for genotype in sample]).tolist()
+            order = [index for index, loss in enumerate(losses) if math.isfinite(loss)]
+            if not order:
+                raise DivergenceError(
+                    f"derive: the validation loss must be finite, got {losses[0]} for each of "
+                    f"{len(losses)} architectures after step {self.steps}"
+                )
+            sample = [sample[index] for index in sorted(order, key=losses.__getitem__)[:places]]
+        return sample[0]
 
-    def _score(self, genotype: Genotype) -> torch.Tensor:
+    def _score(self, genotype: Genotype, batches: Iterable[Batch]) -> Tensor:
         """Mean validation loss with the shared weights; leaves no trace."""
         gates = genotype_gates(genotype, self.supernet)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices), frozen_statistics(self.supernet):
-            return torch.stack(
-                [self._evaluate("valid", batch, gates)[0] for batch in self.kept]
-            ).mean()
+            return torch.stack([self._evaluate("valid", b, gates)[0] for b in batches]).mean()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what, beside ``supernet.state_dict()``, continues the search to the bit."""
