@@ -271,7 +271,7 @@ def check_operations(where: str, names: Iterable[str]) -> tuple[str, ...]:
         raise SearchSpaceError(f"{where} must be a sequence of names, got {names!r:.200}")
     names = tuple(names)
     for name in names:
-        if name not in PRIMITIVES:
+        if not isinstance(name, str) or name not in PRIMITIVES:
             near = difflib.get_close_matches(str(name), PRIMITIVES, n=3, cutoff=0.0)
             raise SearchSpaceError(
                 f"{where} must be known operations, got {name!r:.200}; nearest: {', '.join(near)}"

@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Iterator
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 __all__ = ["frozen_statistics"]
 
@@ -15,7 +17,7 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
     For passes that must leave no trace: of the teacher, on validation data, at perturbed weights.
 
     Args:
-        model: Any module; its own mode and every flag are restored, also after an exception.
+        model: Any module; its layers' modes and flags are restored, also after an exception.
 
     Example:
         >>> import torch
@@ -25,14 +27,21 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
         >>> norm.running_mean, int(norm.num_batches_tracked)
         (tensor([0., 0.]), 0)
     """
-    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-    before = [(layer.training, layer.track_running_stats) for layer in layers]
+    before: list[tuple[dict, dict]] = []
     try:
-        for layer in layers:
-            layer.training = True
-            layer.track_running_stats = False
+        for layer in model.modules():
+            if isinstance(layer, _BatchNorm):
+                _set(layer.__dict__, before, training=True, track_running_stats=False)
+            elif isinstance(layer, _InstanceNorm):
+                # An instance norm updates whatever buffers it has, whatever its flags say.
+                _set(layer.__dict__, before, track_running_stats=False)
+                _set(layer._buffers, before, running_mean=None, running_var=None)
         yield
     finally:
-        for layer, (training, track) in zip(layers, before, strict=True):
-            layer.training = training
-            layer.track_running_stats = track
+        for place, values in reversed(before):
+            place.update(values)
+
+
+def _set(place: dict, before: list[tuple[dict, dict]], **values) -> None:
+    before.append((place, {key: place[key] for key in values}))
+    place.update(values)

@@ -47,12 +47,11 @@ class Supernet(nn.Module):
 
     def logits(self) -> dict[str, Tensor]:
         """Return the logits of every table, minus infinity where a row has no candidate."""
-        return {
-            table: alpha
-            if (missing := getattr(self, f"_missing_{table}")) is None
-            else alpha.masked_fill(missing, -torch.inf)
-            for table, alpha in self.alphas.items()
-        }
+        result = {}
+        for table, alpha in self.alphas.items():
+            missing = getattr(self, f"_missing_{table}")
+            result[table] = alpha if missing is None else alpha.masked_fill(missing, -torch.inf)
+        return result
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """Return the architecture parameters: one table of logits per kind of cell."""
