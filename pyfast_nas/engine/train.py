@@ -111,13 +111,12 @@ def train(
     with seeded(config.seed, device):
         module = _build(space, genotype, config).to(device)
         history = _fit(module, data, config, device, files, progress or Silent())
+        if config.auxiliary:
+            # It helps in training only: result and files are the network that is used.
+            module.auxiliary = None
         normalize = Normalize(data, device)
         accuracy, loss = evaluate(module, data.test_x, data.test_y, normalize, device)
-    parameters = sum(
-        value.numel()
-        for name, value in module.named_parameters()
-        if not name.startswith("auxiliary.")
-    )
+    parameters = sum(value.numel() for value in module.parameters())
     write_network(files, module, normalize(data.test_x[:2].to(device)))
     result = {"accuracy": accuracy, "loss": loss, "parameters": parameters}
     files.write_json("result.json", result)
