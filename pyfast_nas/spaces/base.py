@@ -37,6 +37,10 @@ class SearchSpace(Protocol):
         """Return the plain network that a genotype describes, freshly initialised."""
         ...
 
+    def genotype_of(self, network: Any) -> Genotype:
+        """Return the genotype that a network of `build` was built from."""
+        ...
+
     def derive(self, alphas: Alphas) -> Genotype:
         """Return the discrete architecture that the logits prefer."""
         ...

@@ -136,13 +136,16 @@ class Genotype:
         name = os.fspath(path)
         # Without O_NONBLOCK, opening a pipe nobody writes to would wait for ever.
         descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
+        try:
             mode = os.fstat(descriptor).st_mode
             if stat.S_ISDIR(mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
             if not stat.S_ISREG(mode):
                 raise GenotypeError(f"Genotype.load: {name!r:.200} must be a regular file")
-            data = file.read(MAX_BYTES + 1)
+            with open(descriptor, "rb", closefd=False) as file:
+                data = file.read(MAX_BYTES + 1)
+        finally:
+            os.close(descriptor)
         try:
             if len(data) > MAX_BYTES:
                 raise GenotypeError(f"Genotype: the file must be at most {MAX_BYTES} bytes long")

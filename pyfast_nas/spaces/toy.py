@@ -94,6 +94,7 @@ class ToyNetwork(nn.Module):
 
     def __init__(self, operations: tuple[str, ...]) -> None:
         super().__init__()
+        self.operations = operations
         self.ops = nn.ModuleList(_FACTORIES[name]() for name in operations)
         self.score = Score()
 
@@ -135,6 +136,10 @@ class Toy:
         """
         self.check(genotype)
         return ToyNetwork(tuple(edge.op for edge in genotype.cells["cell"]))
+
+    def genotype_of(self, network: ToyNetwork) -> Genotype:
+        """Return the genotype that a network was built from."""
+        return self._genotype(network.operations)
 
     def derive(self, alphas: Alphas) -> Genotype:
         """Keep the likeliest candidate of each row; ties go to the lower index.
