@@ -1,0 +1,495 @@
+"""One self-contained HTML page about a run: no script, no font, no address outside itself."""
+
+import contextlib
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyfast_nas.viz.chart import (
+    LEVELS,
+    Group,
+    Line,
+    Scale,
+    dot_plot,
+    heat_map,
+    heat_strip,
+    line_chart,
+)
+from pyfast_nas.viz.findings import examine
+from pyfast_nas.viz.graph import cell_svg, input_name
+from pyfast_nas.viz.markup import escape, number, percent, printable
+from pyfast_nas.viz.run_folder import RunFolder
+from pyfast_nas.viz.style import style_sheet
+
+__all__ = ["duration", "memory", "render_report", "write_report"]
+
+_SHORT = {"c_{k-2}": "cₖ₋₂", "c_{k-1}": "cₖ₋₁"}
+_MARKS = {"good": "✓ fine", "note": "ℹ note", "warn": "⚠ warning"}
+
+
+def write_report(run_dir: Path | str) -> Path:
+    """Write ``report.html`` and a picture of each cell from the other files of a run folder.
+
+    The same files always give the same bytes.
+
+    Args:
+        run_dir: The folder that a search wrote.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        DataError: If it is no run folder, or a file of it cannot be understood.
+
+    Example:
+        >>> write_report("no/such/run")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: run: no/such/run must be the folder of a run
+    """
+    run = RunFolder.read(run_dir)
+    for table in run.genotype.cells if run.genotype is not None else ():
+        _replace(run.path / f"{table}.svg", cell_svg(run.genotype, table))
+    return _replace(run.path / "report.html", render_report(run))
+
+
+def render_report(run: RunFolder) -> str:
+    """Return the page about a run as text.
+
+    Example:
+        >>> run = RunFolder(path=Path("."), config={"algorithm": {"name": "darts"}})
+        >>> render_report(run).splitlines()[0]
+        '<!doctype html>'
+    """
+    algorithm, space, data = (
+        printable(run.config.get(key, {}).get("name", "unknown"), 60)
+        for key in ("algorithm", "space", "data")
+    )
+    title = f"Architecture search on {data}: {algorithm} in the {space} space"
+    sections = [
+        _section("What to know before believing it", _checks(run)),
+        _section("Against random architectures", _comparison(run)),
+        _section("The architecture", _cells(run), long=True),
+        _section("Architecture parameters at the end", _final_alphas(run), long=True),
+        _section("Architecture parameters over time", _alphas_over_time(run), long=True),
+        _section("Curves", _curves(run)),
+        _section("Time and memory", _times(run)),
+        _section("Settings", _settings(run), long=True),
+    ]
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    lines = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(title)}</title>",
+        f"<style>{style_sheet()}</style></head><body><main>",
+        f"<header><h1>{escape(title)}</h1>{_lead(run)}</header>",
+        *filter(None, sections),
+        f'<p class="small soft">Written by pyfast_nas {escape(_version(run))} from the files of '
+        f"the run folder alone.</p>",
+        "</main></body></html>",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def duration(seconds: float) -> str:
+    """Write a time span the way a person says it.
+
+    Example:
+        >>> duration(0.42), duration(75.2), duration(3725)
+        ('0.4 s', '1 min 15 s', '1 h 2 min')
+    """
+    if not math.isfinite(seconds):
+        return "n/a"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def memory(count: float) -> str:
+    """Write a number of bytes in binary units.
+
+    Example:
+        >>> memory(3 * 2**20), memory(1.5 * 2**30)
+        ('3 MiB', '1.5 GiB')
+    """
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{number(count / size, 1 if unit == 'GiB' else 0)} {unit}"
+    return f"{number(count, 0)} bytes"
+
+
+def _replace(path: Path, text: str) -> Path:
+    """Write beside and move over: a reader never meets half a file."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    return path
+
+
+def _section(title: str, body: str, *, long: bool = False) -> str:
+    if not body:
+        return ""
+    style = ' class="long"' if long else ""
+    return f"<section{style}><h2>{title}</h2>\n{body}</section>"
+
+
+def _version(run: RunFolder) -> str:
+    return printable(run.config.get("version", "of an unknown version"), 40)
+
+
+def _lead(run: RunFolder) -> str:
+    evaluation = run.evaluation or {}
+    verdict = (
+        evaluation.get("verdict") if evaluation.get("verdict") in {"better", "worse"} else "tie"
+    )
+    sentence = evaluation.get("sentence") or (
+        "The result was not trained from scratch, so this run says nothing about how good it is."
+    )
+    return (
+        f"<p class='soft'>{_searched_what(run)}</p>\n"
+        f'<p class="verdict {verdict}">{escape(sentence)}</p>\n{_tiles(run)}'
+    )
+
+
+def _searched_what(run: RunFolder) -> str:
+    data, search = run.config.get("data", {}), run.config.get("search", {})
+    parts = []
+    if data.get("train") is not None:
+        image = "x".join(str(size) for size in data.get("image", []))
+        sizes = f"{data['train']} training, {data.get('valid', '?')} validation and "
+        sizes += f"{data.get('test', '?')} test images"
+        parts.append(f"{sizes}{f' of {image}' if image else ''}, {data.get('num_classes')} classes")
+    if search.get("epochs") is not None:
+        parts.append(f"{search['epochs']} epochs, batches of {search.get('batch_size', '?')}")
+    if search.get("seed") is not None:
+        parts.append(f"seed {search['seed']}")
+    return escape("; ".join(parts) + "." if parts else "")
+
+
+def _accuracies(run: RunFolder, key: str) -> list[float]:
+    values = [entry.get("accuracy") for entry in (run.evaluation or {}).get(key, [])]
+    return [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return percent(mean)
+    spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    return f"{100 * mean:.1f} ± {percent(spread)}"
+
+
+def _tiles(run: RunFolder) -> str:
+    tiles = []
+    searched, rivals = _accuracies(run, "searched"), _accuracies(run, "random")
+    if searched:
+        times = "one training" if len(searched) == 1 else f"{len(searched)} trainings"
+        tiles.append((_mean_and_spread(searched), f"test accuracy of the result ({times})"))
+    if rivals:
+        count = (
+            "one random architecture" if len(rivals) == 1 else f"{len(rivals)} random architectures"
+        )
+        tiles.append((_mean_and_spread(rivals), f"test accuracy of {count}, trained alike"))
+    sizes = [entry.get("parameters") for entry in (run.evaluation or {}).get("searched", [])]
+    if sizes and isinstance(sizes[0], int):
+        tiles.append((f"{sizes[0]:,}".replace(",", " "), "parameters of the trained result"))
+    if "search" in run.totals:
+        tiles.append((duration(run.totals["search"]), "search time"))
+    if peak := run.peak_memory:
+        tiles.append((memory(peak), "peak memory"))
+    boxes = "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>'
+        for value, what in tiles
+    )
+    return f'<div class="tiles">{boxes}</div>' if boxes else ""
+
+
+def _checks(run: RunFolder) -> str:
+    items = "".join(
+        f'<li class="{finding.level}"><span class="mark">{_MARKS[finding.level]}</span>'
+        f"<span>{escape(finding.text)}</span></li>"
+        for finding in examine(run)
+    )
+    return f'<ul class="checks">{items}</ul>'
+
+
+def _comparison(run: RunFolder) -> str:
+    evaluation = run.evaluation
+    if not evaluation:
+        return ""
+    groups = [
+        Group(
+            name=key,
+            values=_accuracies(run, key),
+            colour=colour,
+            labels=[f"{key}, seed {entry.get('seed')}" for entry in evaluation.get(key, [])],
+        )
+        for colour, key in enumerate(("searched", "random"))
+    ]
+    plot = dot_plot(groups, title="Test accuracy, searched and random")
+    trained = [
+        f"{evaluation[key]} {key}"
+        for key in ("epochs", "channels", "cells")
+        if evaluation.get(key) is not None
+    ]
+    how = f"Each trained from scratch alike ({', '.join(trained)}). " if trained else ""
+    lines = [
+        f"<p>{escape(_difference(evaluation))}</p>",
+        f'<div style="max-width:560px">{plot}</div>',
+        f'<p class="small soft">{escape(how)}A dot is one training, the line the mean, the bar one '
+        "standard deviation to either side.</p>",
+    ]
+    return "\n".join(lines)
+
+
+def _difference(evaluation: Mapping[str, Any]) -> str:
+    words = {"tie": "A tie.", "better": "Search did better.", "worse": "Search did worse."}
+    text = words.get(evaluation.get("verdict"), "")
+    difference, error = evaluation.get("difference"), evaluation.get("standard_error")
+    if isinstance(difference, int | float) and math.isfinite(difference):
+        text += f" Difference of the means {100 * difference:+.2f} percentage points"
+        if isinstance(error, int | float) and math.isfinite(error):
+            text += f", standard error {100 * error:.2f}"
+        text += "."
+    return text.strip()
+
+
+def _cells(run: RunFolder) -> str:
+    if run.genotype is None:
+        return ""
+    parts = []
+    for table in run.genotype.cells:
+        picture = cell_svg(run.genotype, table, inline=True)
+        parts.append(f"<h3>{escape(table)}</h3>\n<div class='wide'>{picture}</div>")
+    return "\n".join(parts)
+
+
+def _edge_names(run: RunFolder, table: str) -> list[str]:
+    names = []
+    for row, edge in enumerate(run.edges(table)):
+        if edge is None:
+            names.append(f"row {row}")
+            continue
+        first = min(target for _s, target in filter(None, run.edges(table)))
+        ends = [
+            _SHORT.get(name := input_name(state, first), name)
+            if state < first
+            else str(state - first)
+            for state in edge
+        ]
+        names.append(" → ".join(ends))
+    return names
+
+
+def _kept(run: RunFolder, table: str) -> list[int | None]:
+    """Column of the operation that the genotype keeps on each row."""
+    edges = run.genotype.cells.get(table, ()) if run.genotype is not None else ()
+    left = [(edge.source, edge.target, edge.op) for edge in edges]
+    kept: list[int | None] = []
+    for ends, names in zip(run.edges(table), run.candidates(table), strict=True):
+        found = next((e for e in left if ends == e[:2] and e[2] in names), None)
+        kept.append(names.index(found[2]) if found else None)
+    return kept
+
+
+def _scale_key(scale: Scale, candidates: int) -> str:
+    steps = [f"d{step}" for step in range(LEVELS, 0, -1)] + ["h0"]
+    steps += [f"u{step}" for step in range(1, LEVELS + 1)]
+    boxes = "".join(
+        f'<rect class="{s}" x="{i}" width="1" height="1"/>' for i, s in enumerate(steps)
+    )
+    low, high = math.exp(-scale.down) / candidates, math.exp(scale.up) / candidates
+    return (
+        f'<p class="scale"><span>{low:.3f}</span><svg viewBox="0 0 {len(steps)} 1" '
+        f'preserveAspectRatio="none" role="img" aria-label="colour scale">{boxes}</svg>'
+        f"<span>{high:.3f}</span><span>probability; the middle is {1 / candidates:.3f}, "
+        f"an even choice among {candidates}</span></p>"
+    )
+
+
+def _histories(run: RunFolder) -> Mapping[str, list[tuple[int, list[list[float]]]]]:
+    return {table: history for table in run.tables if (history := run.probabilities(table))}
+
+
+def _final_alphas(run: RunFolder) -> str:
+    histories = _histories(run)
+    if not histories:
+        return ""
+    scale = Scale.of(row for history in histories.values() for row in history[-1][1])
+    widest = max(len(names) for table in histories for names in run.candidates(table))
+    parts = [
+        "<p>Probability of each candidate on each edge (softmax of the logits). A frame marks what "
+        "the genotype keeps, bold type the best of a row.</p>",
+        _scale_key(scale, widest),
+        '<div class="charts">',
+    ]
+    for table, history in histories.items():
+        picture = heat_map(
+            history[-1][1],
+            row_names=_edge_names(run, table),
+            column_names=run.candidates(table),
+            chosen=_kept(run, table),
+            scale=scale,
+            title=f"Final probabilities of the {table} cell",
+        )
+        picture = picture.replace('class="chart"', 'class="chart heat"', 1)
+        parts.append(
+            f"<figure><figcaption>{escape(table)}, epoch {history[-1][0]}</figcaption>"
+            f'<div class="wide">{picture}</div></figure>'
+        )
+    return "\n".join([*parts, "</div>"])
+
+
+def _alphas_over_time(run: RunFolder) -> str:
+    histories = {table: h for table, h in _histories(run).items() if len(h) > 1}
+    if not histories:
+        return ""
+    scale = Scale.of(row for h in histories.values() for _epoch, rows in h for row in rows)
+    widest = max(len(names) for table in histories for names in run.candidates(table))
+    parts = [
+        "<p>One strip per edge: epochs run to the right, candidates downwards in the order of the "
+        "tables above. Framed strips are edges of the genotype; the name beside is the candidate "
+        "that leads at the end.</p>",
+        _scale_key(scale, widest),
+    ]
+    for table, history in histories.items():
+        epochs = [epoch for epoch, _rows in history]
+        kept, names = _kept(run, table), run.candidates(table)
+        parts.append(
+            f'<h3>{escape(table)}, epochs {epochs[0]} to {epochs[-1]}</h3><div class="strips">'
+        )
+        for row, edge in enumerate(_edge_names(run, table)):
+            series = [rows[row] for _epoch, rows in history]
+            last = series[-1]
+            leader = kept[row] if kept[row] is not None else last.index(max(last))
+            strip = heat_strip(
+                epochs,
+                series,
+                scale=scale,
+                title=f"{edge}: {names[row][leader]} ends at {last[leader]:.3f}",
+            )
+            style = ' class="kept"' if kept[row] is not None else ""
+            parts.append(
+                f"<figure{style}><figcaption><span>{escape(edge)}</span>"
+                f"<span>{escape(names[row][leader])}</span></figcaption>{strip}</figure>"
+            )
+        parts.append("</div>")
+    return "\n".join(parts)
+
+
+def _curves(run: RunFolder) -> str:
+    def lines(*names: tuple[str, str]) -> list[Line]:
+        return [
+            Line(name=name, points=run.series(key), colour=index)
+            for index, (name, key) in enumerate(names)
+        ]
+
+    skips = [
+        Line(
+            name=printable(table, 12),
+            points=[
+                (line["epoch"], line["skip_count"][table])
+                for line in run.epochs
+                if table in line.get("skip_count", {})
+            ],
+            colour=index,
+        )
+        for index, table in enumerate(
+            sorted({t for e in run.epochs for t in e.get("skip_count", {})})
+        )
+    ]
+    figures = [
+        ("Loss", line_chart(lines(("train", "train/loss"), ("valid", "valid/loss")), title="Loss")),
+        (
+            "Accuracy",
+            line_chart(
+                lines(("train", "train/accuracy"), ("valid", "valid/accuracy")),
+                title="Accuracy",
+                unit="%",
+            ),
+        ),
+        (
+            "Entropy of the edges (1 = undecided)",
+            line_chart(lines(("entropy", "entropy")), title="Entropy", bottom=0.99, top=1),
+        ),
+        (
+            "Lead of the best over the second candidate",
+            line_chart(lines(("lead", "margin")), title="Lead", bottom=0),
+        ),
+        (
+            "Skip connections among the kept edges",
+            line_chart(skips, title="Skip connections", bottom=0, top=1, whole=True),
+        ),
+    ]
+    body = "".join(
+        f"<figure><figcaption>{name}</figcaption>{picture}</figure>"
+        for name, picture in figures
+        if picture
+    )
+    return f'<div class="charts">{body}</div>' if body else ""
+
+
+def _times(run: RunFolder) -> str:
+    rows = [
+        (f"{phase}, in all", duration(seconds)) for phase, seconds in sorted(run.totals.items())
+    ]
+    for key, what in (
+        ("seconds", "an epoch of the search"),
+        ("images_per_second", "images per second"),
+        ("steps_per_second", "steps per second"),
+    ):
+        values = sorted(line[key] for line in run.timing if isinstance(line.get(key), int | float))
+        if values:
+            show = duration if key == "seconds" else lambda v: number(v, 1)
+            middle = values[len(values) // 2]
+            text = f"{show(middle)} (median; {show(values[0])} to {show(values[-1])})"
+            rows.append((what, text))
+    if peak := run.peak_memory:
+        rows.append(("peak memory", memory(peak)))
+    return _table(rows)
+
+
+def _settings(run: RunFolder) -> str:
+    parts = []
+    for key, title in (
+        ("search", "Search"),
+        ("algorithm", "Algorithm"),
+        ("space", "Space"),
+        ("data", "Data"),
+        ("kernels", "Kernels that served"),
+        ("versions", "Versions"),
+    ):
+        record = run.config.get(key)
+        if isinstance(record, Mapping) and record:
+            table = _table([(name, _value(value)) for name, value in record.items()])
+            parts.append(f"<div><h3>{title}</h3>{table}</div>")
+    return f'<div class="columns">{"".join(parts)}</div>' if parts else ""
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_value, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else printable(value, 400)
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    if not rows:
+        return ""
+    body = "".join(
+        f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in rows
+    )
+    return f"<table><tbody>{body}</tbody></table>"
