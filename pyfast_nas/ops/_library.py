@@ -8,11 +8,23 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import Function
 
 from pyfast_nas.ops import reference
 from pyfast_nas.ops._checks import check_mixed_sum
+from pyfast_nas.ops._sampling_checks import check_block, check_gumbel_topk, check_seed
 
-__all__ = ["LIB", "call_mixed_sum", "call_mixed_sum_backward", "register_autograd"]
+__all__ = [
+    "LIB",
+    "DirectFunction",
+    "call_gumbel_topk",
+    "call_gumbel_topk_backward",
+    "call_mixed_sum",
+    "call_mixed_sum_backward",
+    "register_autograd",
+    "run_gumbel_topk",
+]
 
 LIB = torch.library.Library("pyfast_nas", "DEF")
 LIB.define("mixed_sum(Tensor[] xs, Tensor weights) -> Tensor")
@@ -20,6 +32,24 @@ LIB.define(
     "mixed_sum_backward(Tensor grad, Tensor[] xs, Tensor weights, int[] wanted, bool wants_weights)"
     " -> (Tensor[], Tensor)"
 )
+LIB.define(
+    "gumbel_topk(Tensor logits, int k, float tau, Tensor seed, bool conditional, bool keep_keys, "
+    "Tensor? noise) -> (Tensor weights, Tensor indices, Tensor keys)"
+)
+LIB.define(
+    "gumbel_topk_backward(Tensor grad_weights, Tensor keys, Tensor indices, float tau, "
+    "bool conditional) -> Tensor"
+)
+LIB.define(
+    "philox_uniform(Tensor seed, int first_row, int rows, int columns, int stream) -> Tensor"
+)
+_mixed_sum = torch.ops.pyfast_nas.mixed_sum.default
+_mixed_sum_backward = torch.ops.pyfast_nas.mixed_sum_backward.default
+_gumbel_topk = torch.ops.pyfast_nas.gumbel_topk.default
+_gumbel_topk_backward = torch.ops.pyfast_nas.gumbel_topk_backward.default
+_run_gumbel_topk = _gumbel_topk._handle.redispatch_boxed
+_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+_CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
 
 def register_autograd(name: str, backward: Callable, setup_context: Callable) -> None:
@@ -29,10 +59,21 @@ def register_autograd(name: str, backward: Callable, setup_context: Callable) ->
     )
 
 
+class DirectFunction(Function):
+    """A ``Function`` that does not read the signature of its forward again at every call."""
+
+    @classmethod
+    def apply(cls, *args):
+        """Run forward; under a torch.func transform, by torch's own longer way."""
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        return super(Function, cls).apply(*unwrap_dead_wrappers(args))
+
+
 def call_mixed_sum(xs: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Run the kernel without the autograd layer, which alone costs ten microseconds."""
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.pyfast_nas.mixed_sum.default(xs, weights)
+        return _mixed_sum(xs, weights)
 
 
 def call_mixed_sum_backward(
@@ -40,9 +81,7 @@ def call_mixed_sum_backward(
 ) -> tuple[list[Tensor], Tensor]:
     """Run the backward kernel without the autograd layer."""
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.pyfast_nas.mixed_sum_backward.default(
-            grad, xs, weights, wanted, wants_weights
-        )
+        return _mixed_sum_backward(grad, xs, weights, wanted, wants_weights)
 
 
 @torch.library.register_fake("pyfast_nas::mixed_sum", lib=LIB)
@@ -81,3 +120,90 @@ LIB.impl("mixed_sum_backward", _mixed_sum_backward_default, "CompositeExplicitAu
 for _key in ("Batched", "FuncTorchBatched"):
     LIB.impl("mixed_sum", reference.mixed_sum, _key)
     LIB.impl("mixed_sum_backward", reference.mixed_sum_backward, _key)
+
+
+def run_gumbel_topk(on_cuda: bool, *arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the kernel past all layers of the dispatcher: only where nobody looks on."""
+    return _run_gumbel_topk(_CUDA if on_cuda else _CPU, *arguments)
+
+
+def call_gumbel_topk(
+    logits: Tensor,
+    k: int,
+    tau: float,
+    seed: Tensor,
+    conditional: bool,
+    keep_keys: bool,
+    noise: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the sampler without the autograd layer."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return _gumbel_topk(logits, k, tau, seed, conditional, keep_keys, noise)
+
+
+def call_gumbel_topk_backward(
+    grad_weights: Tensor, keys: Tensor, indices: Tensor, tau: float, conditional: bool
+) -> Tensor:
+    """Run the sampler's backward without the autograd layer."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return _gumbel_topk_backward(grad_weights, keys, indices, tau, conditional)
+
+
+@torch.library.register_fake("pyfast_nas::gumbel_topk", lib=LIB)
+def _(logits, k, tau, seed, conditional, keep_keys, noise=None):
+    check_gumbel_topk(logits, k, tau, seed, "shared", noise)
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    rows, columns = logits.shape
+    return (
+        logits.new_empty((rows, k), dtype=dtype),
+        logits.new_empty((rows, k), dtype=torch.int64),
+        logits.new_empty((rows if keep_keys else 0, columns), dtype=dtype),
+    )
+
+
+@torch.library.register_fake("pyfast_nas::gumbel_topk_backward", lib=LIB)
+def _(grad_weights, keys, indices, tau, conditional):
+    return keys.new_empty(keys.shape)
+
+
+@torch.library.register_fake("pyfast_nas::philox_uniform", lib=LIB)
+def _(seed, first_row, rows, columns, stream):
+    check_seed("philox_uniform", seed)
+    check_block("philox_uniform", rows, columns, first_row, stream)
+    return seed.new_empty((rows, columns), dtype=torch.float32)
+
+
+def _gumbel_topk_setup(ctx, inputs, output) -> None:
+    logits, _, ctx.tau, _, ctx.conditional, ctx.keeps_keys, noise = inputs
+    ctx.dtypes = logits.dtype, None if noise is None else noise.dtype
+    _, indices, keys = output
+    ctx.mark_non_differentiable(indices)
+    ctx.save_for_backward(keys, indices)
+
+
+def _gumbel_topk_vjp(ctx, grad_weights, _grad_indices, grad_keys):
+    if not ctx.keeps_keys:
+        raise RuntimeError("gumbel_topk: keep_keys must be True where a gradient is needed")
+    keys, indices = ctx.saved_tensors
+    grad = _gumbel_topk_backward(grad_weights, keys, indices, ctx.tau, ctx.conditional) + grad_keys
+    of_logits, of_noise = (None if dtype is None else grad.to(dtype) for dtype in ctx.dtypes)
+    return of_logits, None, None, None, None, None, of_noise
+
+
+def _gumbel_topk_backward_setup(ctx, inputs, output) -> None:
+    *tensors, ctx.tau, ctx.conditional = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gumbel_topk_backward_vjp(ctx, cotangent):
+    by_grad_weights, by_keys = reference.gumbel_topk_double_backward(
+        cotangent, *ctx.saved_tensors, ctx.tau, ctx.conditional
+    )
+    return by_grad_weights, by_keys, None, None, None
+
+
+register_autograd("gumbel_topk", _gumbel_topk_vjp, _gumbel_topk_setup)
+register_autograd("gumbel_topk_backward", _gumbel_topk_backward_vjp, _gumbel_topk_backward_setup)
+for _name in ("gumbel_topk", "gumbel_topk_backward", "philox_uniform"):
+    for _key in ("CompositeExplicitAutograd", "Batched", "FuncTorchBatched"):
+        LIB.impl(_name, getattr(reference, _name), _key)

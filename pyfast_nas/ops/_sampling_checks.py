@@ -78,19 +78,19 @@ def check_gumbel_topk(
         )
 
 
-def check_block(first_row: int, rows: int, columns: int, stream: int) -> None:
-    """Refuse a block of random numbers that the counter cannot name."""
-    where = "philox_uniform"
+def check_block(where: str, rows: int, columns: int, first_row: int = 0, stream: int = 0) -> None:
+    """Refuse a block of random numbers that the counter, or the sampler, cannot name."""
     bounds = {
         "rows": (rows, _MAX_ROWS),
-        "columns": (columns, _MAX_BLOCK_COLUMNS),
+        "columns": (columns, MAX_CANDIDATES if where == "gumbel_noise" else _MAX_BLOCK_COLUMNS),
         "stream": (stream, _MAX_STREAMS - 1),
         "first_row": (first_row, _MAX_ROWS),
     }
     for name, (value, most) in bounds.items():
         _check_integer(where, name, value)
-        if not 0 <= value <= most:
-            raise ValueError(f"{where}: {name} must be between 0 and {most}, got {value}")
+        least = 1 if name == "columns" and where == "gumbel_noise" else 0
+        if not least <= value <= most:
+            raise ValueError(f"{where}: {name} must be between {least} and {most}, got {value}")
     if first_row + rows > _MAX_ROWS:
         raise ValueError(
             f"{where}: first_row + rows must be at most {_MAX_ROWS}, got {first_row + rows}"

@@ -7,16 +7,20 @@ on every backend, thread count and device.
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
-from pyfast_nas.ops import reference
+from pyfast_nas import _ext
+from pyfast_nas.ops import _library, reference
 from pyfast_nas.ops._sampling_checks import (
-    MAX_CANDIDATES,
     check_block,
     check_gumbel_topk,
     check_keys,
     check_seed,
     has_usable_keys,
 )
+
+_PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+_RELAXATIONS = ("shared", "conditional")
 
 __all__ = ["draw_seed", "gumbel_noise", "gumbel_topk", "philox_uniform"]
 
@@ -71,13 +75,28 @@ def gumbel_topk(
         Kool, van Hoof & Welling, "Stochastic Beams and Where to Find Them", ICML 2019.
         Jang, Gu & Poole, "Categorical Reparameterization with Gumbel-Softmax", ICLR 2017, eqs. 1-2.
     """
+    if (
+        type(logits) in _PLAIN_TENSORS
+        and type(k) is int
+        and type(tau) is float
+        and relaxation in _RELAXATIONS
+        and _is_untracked(logits, noise)
+        and _ext.compiled_for(logits.device)
+    ):
+        # The kernel checks all that is left to check; who was wrong is found out afterwards.
+        try:
+            arguments = (logits, k, tau, seed, relaxation == "conditional", False, noise)
+            return _library.run_gumbel_topk(logits.is_cuda, *arguments)[:2]
+        except (RuntimeError, TypeError):
+            _refuse(logits, k, tau, seed, relaxation, noise)
+            raise
     check_gumbel_topk(logits, k, tau, seed, relaxation, noise)
-    weights, indices, keys = reference.gumbel_topk(
-        logits, k, tau, seed, relaxation == "conditional", True, noise
-    )
-    if _values_are_readable(keys) and not bool(has_usable_keys(keys, k)):
-        check_keys(logits, noise, k)
-    return weights, indices
+    arguments = (logits, noise, seed, k, float(tau), relaxation == "conditional")
+    if not _ext.compiled_for(logits.device):
+        return _sample_by_reference(*arguments)
+    if torch.compiler.is_compiling():
+        return _sample_opaquely(*arguments)
+    return _GumbelTopK.apply(*arguments)[:2]
 
 
 def gumbel_noise(seed: Tensor, rows: int, columns: int) -> Tensor:
@@ -104,9 +123,9 @@ def gumbel_noise(seed: Tensor, rows: int, columns: int) -> Tensor:
         >>> gumbel_noise(torch.tensor([0, 0]), 1, 4)
         tensor([[0.0848, 2.0617, 1.1812, 0.6897]])
     """
-    if isinstance(columns, int) and columns > MAX_CANDIDATES:
-        raise ValueError(f"gumbel_noise: columns must be at most {MAX_CANDIDATES}, got {columns}")
-    return reference.gumbel_from_uniform(philox_uniform(seed, rows, columns))
+    check_seed("gumbel_noise", seed)
+    check_block("gumbel_noise", rows, columns)
+    return _noise(seed, rows, columns, torch.float32)
 
 
 def philox_uniform(
@@ -145,7 +164,9 @@ def philox_uniform(
         Salmon, Moraes, Dror & Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
     """
     check_seed("philox_uniform", seed)
-    check_block(first_row, rows, columns, stream)
+    check_block("philox_uniform", rows, columns, first_row, stream)
+    if _ext.compiled_for(seed.device):
+        return torch.ops.pyfast_nas.philox_uniform.default(seed, first_row, rows, columns, stream)
     return reference.philox_uniform(seed, first_row, rows, columns, stream)
 
 
@@ -177,6 +198,137 @@ def draw_seed(
     seed = torch.zeros(2, dtype=torch.int64, device=source)
     seed[:1].random_(generator=generator)
     return seed.to(device)
+
+
+class _GumbelTopK(_library.DirectFunction):
+    """(logits, noise, seed, k, tau, conditional) -> (weights, indices, keys).
+
+    The keys are an output with a derivative of their own: what depends on the weights a second
+    time goes through plain torch operations on the saved keys, which autograd knows.
+    """
+
+    @staticmethod
+    def forward(logits, noise, seed, k, tau, conditional):
+        try:
+            return _library.call_gumbel_topk(logits, k, tau, seed, conditional, True, noise)
+        except RuntimeError:
+            check_keys(logits, noise, k)
+            raise
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        logits, noise, _, _, ctx.tau, ctx.conditional = inputs
+        _, indices, keys = output
+        ctx.dtypes = logits.dtype, None if noise is None else noise.dtype
+        ctx.mark_non_differentiable(indices)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(keys, indices)
+        ctx.save_for_forward(keys, indices)
+
+    @staticmethod
+    def backward(ctx, grad_weights, _, grad_keys):
+        grad = grad_keys
+        if grad_weights is not None:
+            keys, indices = ctx.saved_tensors
+            by_weights = _backward(grad_weights, keys, indices, ctx.tau, ctx.conditional)
+            grad = by_weights if grad is None else grad + by_weights
+        of_logits, of_noise = (
+            grad.to(dtype) if needed and grad is not None else None
+            for needed, dtype in zip(ctx.needs_input_grad[:2], ctx.dtypes, strict=True)
+        )
+        return of_logits, of_noise, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, logits_tangent, noise_tangent, *_):
+        keys, indices = ctx.saved_tensors
+        tangents = [t.to(keys.dtype) for t in (logits_tangent, noise_tangent) if t is not None]
+        tangent = sum(tangents[1:], tangents[0])
+        by_tangent = reference.relaxed_weights_tangent(
+            tangent, keys, indices, ctx.tau, ctx.conditional
+        )
+        return by_tangent, None, tangent.clone()
+
+    @staticmethod
+    def vmap(info, in_dims, logits, noise, seed, k, tau, conditional):
+        batch = info.batch_size
+        logits_dim, noise_dim, seed_dim, *_ = in_dims
+        logits = _batch_first(logits, logits_dim, batch)
+        rows, columns = logits.shape[1:]
+        if noise is None:
+            # Each slice draws what it would draw alone.
+            dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+            if seed_dim is None:
+                noise = _noise(seed, rows, columns, dtype)
+            else:
+                seeds = seed.movedim(seed_dim, 0).unbind()
+                noise, noise_dim = torch.stack([_noise(s, rows, columns, dtype) for s in seeds]), 0
+        noise = _batch_first(noise, noise_dim, batch).reshape(-1, columns)
+        any_seed = seed if seed_dim is None else torch.zeros_like(seed.select(seed_dim, 0))
+        outputs = _GumbelTopK.apply(
+            logits.reshape(-1, columns), noise, any_seed, k, tau, conditional
+        )
+        return tuple(y.reshape(batch, rows, -1) for y in outputs), (0, 0, 0)
+
+
+def _is_untracked(logits: Tensor, noise: Tensor | None) -> bool:
+    """Say whether nobody differentiates, batches, traces or intercepts this call."""
+    if torch.is_grad_enabled() and (
+        logits.requires_grad or (noise is not None and noise.requires_grad)
+    ):
+        return False
+    return not (
+        torch.compiler.is_compiling()
+        or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+    )
+
+
+def _refuse(logits, k, tau, seed, relaxation, noise) -> None:
+    """Raise what the validator has to say about a call that the kernel refused, if anything."""
+    check_gumbel_topk(logits, k, tau, seed, relaxation, noise)
+    check_keys(logits, noise, k)
+
+
+def _sample_by_reference(logits, noise, seed, k, tau, conditional) -> tuple[Tensor, Tensor]:
+    weights, indices, keys = reference.gumbel_topk(logits, k, tau, seed, conditional, True, noise)
+    if _values_are_readable(keys) and not bool(has_usable_keys(keys, k)):
+        check_keys(logits, noise, k)
+    return weights, indices
+
+
+def _sample_opaquely(logits, noise, seed, k, tau, conditional) -> tuple[Tensor, Tensor]:
+    """Leave one opaque operator in a compiled graph; the compiler could not make it quicker."""
+    needs_grad = torch.is_grad_enabled() and (
+        logits.requires_grad or (noise is not None and noise.requires_grad)
+    )
+    return torch.ops.pyfast_nas.gumbel_topk.default(
+        logits, k, tau, seed, conditional, needs_grad, noise
+    )[:2]
+
+
+def _backward(grad_weights, keys, indices, tau, conditional) -> Tensor:
+    """Gradient with respect to the keys: by the kernel, unless it is to be differentiated again."""
+    if (
+        torch.is_grad_enabled()
+        or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return reference.gumbel_topk_backward(grad_weights, keys, indices, tau, conditional)
+    return _library.call_gumbel_topk_backward(grad_weights, keys, indices, tau, conditional)
+
+
+def _noise(seed: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Return the noise exactly as the sampler adds it: the keys of zero logits."""
+    if not _ext.compiled_for(seed.device):
+        u = reference.philox_uniform(seed, 0, rows, columns, 0)
+        return reference.gumbel_from_uniform(u.to(dtype))
+    zeros = torch.zeros((rows, columns), dtype=dtype, device=seed.device)
+    return _library.call_gumbel_topk(zeros, 1, 1.0, seed, False, True, None)[2]
+
+
+def _batch_first(tensor: Tensor, dim: int | None, batch: int) -> Tensor:
+    return tensor.expand(batch, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
 def _values_are_readable(tensor: Tensor) -> bool:

@@ -13,12 +13,14 @@ __all__ = [
     "gumbel_from_uniform",
     "gumbel_topk",
     "gumbel_topk_backward",
+    "gumbel_topk_double_backward",
     "mixed_sum",
     "mixed_sum_backward",
     "philox4x32",
     "philox_uniform",
     "philox_words",
     "relaxed_weights",
+    "relaxed_weights_tangent",
 ]
 
 _MASK = 0xFFFFFFFF
@@ -131,32 +133,67 @@ def relaxed_weights(keys: Tensor, indices: Tensor, tau: float, conditional: bool
     The shared form takes one softmax for all ranks; in the conditional form rank r is normalised
     over the candidates that no earlier rank has taken.
     """
-    if not conditional:
-        return _tempered_softmax(keys, indices[:, :1], tau).gather(1, indices)
-    return torch.cat(
-        [
-            _tempered_softmax(keys.masked_fill(taken, -torch.inf), index, tau).gather(1, index)
-            for taken, index in _ranks(keys, indices)
-        ],
-        dim=1,
-    )
+    softmaxes = _softmaxes(keys, indices, tau, conditional)
+    return torch.cat([q.gather(1, kept) for q, kept in softmaxes], dim=1)
+
+
+def relaxed_weights_tangent(
+    tangent: Tensor, keys: Tensor, indices: Tensor, tau: float, conditional: bool
+) -> Tensor:
+    """Directional derivative of ``relaxed_weights`` along ``tangent`` of the keys."""
+    softmaxes = _softmaxes(keys, indices, tau, conditional)
+    return torch.cat([_through(q, tangent, tau).gather(1, kept) for q, kept in softmaxes], dim=1)
 
 
 def gumbel_topk_backward(
     grad_weights: Tensor, keys: Tensor, indices: Tensor, tau: float, conditional: bool
 ) -> Tensor:
     """Gradient of ``relaxed_weights`` with respect to the keys, hence to the logits."""
-    if not conditional:
-        q = _tempered_softmax(keys, indices[:, :1], tau)
-        return _tempered_softmax_backward(
-            q, torch.zeros_like(q).scatter(1, indices, grad_weights), tau
-        )
     grad = torch.zeros_like(keys)
-    for rank, (taken, index) in enumerate(_ranks(keys, indices)):
-        q = _tempered_softmax(keys.masked_fill(taken, -torch.inf), index, tau)
-        grad_q = torch.zeros_like(q).scatter(1, index, grad_weights[:, rank : rank + 1])
-        grad = grad + _tempered_softmax_backward(q, grad_q, tau)
+    for (q, kept), d in _with_parts(grad_weights, keys, indices, tau, conditional):
+        grad = grad + _through(q, torch.zeros_like(q).scatter(1, kept, d), tau)
     return grad
+
+
+def gumbel_topk_double_backward(
+    cotangent: Tensor,
+    grad_weights: Tensor,
+    keys: Tensor,
+    indices: Tensor,
+    tau: float,
+    conditional: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of <cotangent, gumbel_topk_backward> with respect to grad_weights and keys."""
+    h = cotangent
+    by_keys = torch.zeros_like(keys)
+    for (q, kept), d in _with_parts(grad_weights, keys, indices, tau, conditional):
+        d = torch.zeros_like(q).scatter(1, kept, d)
+        mean_d, mean_h = (q * d).sum(1, keepdim=True), (q * h).sum(1, keepdim=True)
+        # <h, q (d - mean_d)> / tau differentiated by q, then through the softmax.
+        by_q = (h * d - h * mean_d - d * mean_h) / _usable(tau, q.dtype)
+        by_keys = by_keys + _through(q, by_q, tau)
+    return relaxed_weights_tangent(h, keys, indices, tau, conditional), by_keys
+
+
+def _softmaxes(
+    keys: Tensor, indices: Tensor, tau: float, conditional: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each softmax over a row with the kept columns it weighs: one for all ranks, or each."""
+    if not conditional:
+        yield _tempered_softmax(keys, indices[:, :1], tau), indices
+        return
+    taken = torch.zeros_like(keys, dtype=torch.bool)
+    for kept in indices.split(1, dim=1):
+        yield _tempered_softmax(keys.masked_fill(taken, -torch.inf), kept, tau), kept
+        taken = taken.scatter(1, kept, True)
+
+
+def _with_parts(
+    grad_weights: Tensor, keys: Tensor, indices: Tensor, tau: float, conditional: bool
+) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
+    """Pair each softmax with its part of the gradient of the weights."""
+    parts = grad_weights.split(1, dim=1) if conditional else (grad_weights,)
+    return zip(_softmaxes(keys, indices, tau, conditional), parts, strict=True)
 
 
 def _tempered_softmax(keys: Tensor, best: Tensor, tau: float) -> Tensor:
@@ -165,19 +202,12 @@ def _tempered_softmax(keys: Tensor, best: Tensor, tau: float) -> Tensor:
     return torch.softmax((keys - keys.detach().gather(1, best)) / _usable(tau, keys.dtype), dim=1)
 
 
-def _tempered_softmax_backward(q: Tensor, grad_q: Tensor, tau: float) -> Tensor:
-    return q * (grad_q - (q * grad_q).sum(1, keepdim=True)) / _usable(tau, q.dtype)
+def _through(q: Tensor, v: Tensor, tau: float) -> Tensor:
+    """Multiply by the Jacobian of q = softmax(keys / tau), which is symmetric."""
+    return q * (v - (q * v).sum(1, keepdim=True)) / _usable(tau, q.dtype)
 
 
 def _usable(tau: float, dtype: torch.dtype) -> float:
     """Keep tau and 1 / tau finite and positive in ``dtype``, so that 0 / tau stays 0."""
     limits = torch.finfo(dtype)
     return min(max(tau, limits.tiny), limits.max)
-
-
-def _ranks(keys: Tensor, indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield for each rank the mask of candidates taken before it, and its own index [rows, 1]."""
-    taken = torch.zeros_like(keys, dtype=torch.bool)
-    for index in indices.split(1, dim=1):
-        yield taken, index
-        taken = taken.scatter(1, index, True)

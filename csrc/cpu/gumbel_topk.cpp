@@ -1,0 +1,295 @@
+#include "cpu/gumbel_topk.h"
+
+#include <cstdint>
+
+#include "cpu/gumbel_topk_lanes.h"
+#include "math/softmax.h"
+#include "math/topk.h"
+
+namespace pfn::cpu::PFN_ISA {
+namespace {
+
+// Smaller than any key that is taken.
+template <typename Value>
+PFN_INLINE Value masked() {
+  return Value{} - __builtin_huge_valf();
+}
+
+// kFloats rows at once: lane = row, so that no step looks across lanes and one call of Philox fills
+// four vectors of keys. kTop > 0 fixes k and keeps the sorted list in registers.
+template <int kTop>
+bool sample_lanes(const GumbelTopkArgs<float>& args, int64_t first_row, int64_t rows) {
+  const int columns = static_cast<int>(args.columns);
+  const int k = kTop > 0 ? kTop : static_cast<int>(args.k);
+  if (columns < 1 || k < 1) {
+    __builtin_unreachable();
+  }
+  FloatLanes keys[kMaxLaneColumns];
+  FloatLanes best[kTop > 0 ? kTop : kMaxLaneColumns];
+  IndexLanes index[kTop > 0 ? kTop : kMaxLaneColumns];
+
+  float* turned = reinterpret_cast<float*>(keys);
+  const float* logits = args.logits + first_row * columns;
+  for (int lane = 0; lane < rows; ++lane) {
+    for (int j = 0; j < columns; ++j) {
+      turned[j * kFloats + lane] = logits[lane * columns + j];
+    }
+  }
+  for (int lane = static_cast<int>(rows); lane < kFloats; ++lane) {
+    for (int j = 0; j < columns; ++j) {
+      turned[j * kFloats + lane] = 0.0f;
+    }
+  }
+  if (args.noise) {
+    const float* noise = args.noise + first_row * columns;
+    for (int lane = 0; lane < rows; ++lane) {
+      for (int j = 0; j < columns; ++j) {
+        turned[j * kFloats + lane] += noise[lane * columns + j];
+      }
+    }
+  }
+
+  for (int r = 0; r < k; ++r) {
+    best[r] = masked<FloatLanes>();
+    index[r] = IndexLanes{} - 1;
+  }
+  IndexLanes usable = IndexLanes{} - 1;
+  for (int j = 0; j < columns; j += 4) {
+    WordLanes words[4];
+    if (!args.noise) {
+      words_of_rows(args.seed, math::philox_block(j / 4, 0), static_cast<uint32_t>(first_row),
+                    words);
+    }
+    for (int i = 0; i < 4 && j + i < columns; ++i) {
+      FloatLanes key = keys[j + i];
+      if (!args.noise) {
+        key += math::gumbel<Lanes>(words[i]);
+        keys[j + i] = key;
+      }
+      usable &= key < __builtin_huge_valf();
+      math::insert_sorted<Lanes>(key, IndexLanes{} + (j + i), k, best, index);
+    }
+  }
+  usable &= best[k - 1] > -__builtin_huge_valf();
+
+  const FloatLanes reference = best[args.conditional ? k - 1 : 0];
+  FloatLanes sum{};
+  for (int j = 0; j < columns; ++j) {
+    sum += math::relaxed_term<Lanes>(keys[j], IndexLanes{} + j, reference, best[k - 1],
+                                     index[k - 1], args.inv_tau, args.conditional);
+  }
+  FloatLanes weights[kTop > 0 ? kTop : kMaxLaneColumns];
+  math::relaxed_weights<Lanes>(best, sum, k, args.inv_tau, args.conditional, weights);
+
+  for (int r = 0; r < k; ++r) {
+    for (int lane = 0; lane < rows; ++lane) {
+      args.weights[(first_row + lane) * k + r] = weights[r][lane];
+      args.indices[(first_row + lane) * k + r] = index[r][lane];
+    }
+  }
+  if (args.keys) {
+    float* out = args.keys + first_row * columns;
+    for (int lane = 0; lane < rows; ++lane) {
+      for (int j = 0; j < columns; ++j) {
+        out[lane * columns + j] = turned[j * kFloats + lane];
+      }
+    }
+  }
+  return every_lane(usable);
+}
+
+// The list of the k best of one row: sorted while k is small, a heap above.
+template <typename T>
+struct Best {
+  T* keys;         // [k]
+  int32_t* index;  // [k]
+  int64_t k;
+  int64_t size;  // of the heap
+  T threshold;
+
+  void clear() {
+    size = 0;
+    threshold = masked<T>();
+    for (int64_t r = 0; r < k; ++r) {
+      keys[r] = threshold;
+      index[r] = -1;
+    }
+  }
+  void offer(T key, int32_t column) {
+    if (k <= kMaxSorted) {
+      math::insert_sorted<math::Scalar<T>>(key, column, static_cast<int>(k), keys, index);
+      threshold = keys[k - 1];
+      return;
+    }
+    math::TopHeap<T> heap{keys, index, size};
+    math::heap_offer(heap, key, column, k);
+    size = heap.size;
+    threshold = size == k ? keys[0] : threshold;
+  }
+  void finish() {
+    if (k > kMaxSorted) {
+      math::TopHeap<T> heap{keys, index, size};
+      math::heap_sort(heap);
+    }
+  }
+};
+
+PFN_INLINE float lane_of(FloatLanes value, int lane) { return value[lane]; }
+PFN_INLINE double lane_of(double value, int) { return value; }
+
+// Keys of one row into `keys`, which is padded with -inf to whole chunks; offers them to `best`.
+template <typename T, typename L>
+bool sample_keys(const GumbelTopkArgs<T>& args, int64_t row, T* keys,
+                 Best<T>& best) {
+  using Value = typename L::Value;
+  constexpr int64_t kChunk = L::kVectors * L::kWidth;
+  const T* logits = args.logits + row * args.columns;
+  const T* noise = args.noise ? args.noise + row * args.columns : nullptr;
+  bool usable = true;
+  for (int64_t j = 0; j < args.columns; j += kChunk) {
+    const int64_t count = args.columns - j < kChunk ? args.columns - j : kChunk;
+    Value chunk[L::kVectors];
+    T wide[kChunk];
+    if (count == kChunk) {
+      for (int v = 0; v < L::kVectors; ++v) {
+        chunk[v] = L::load_row(logits + j + v * L::kWidth);
+      }
+    } else {
+      for (int64_t i = 0; i < kChunk; ++i) {
+        wide[i] = i < count ? logits[j + i] : masked<T>();
+      }
+      __builtin_memcpy(chunk, wide, sizeof(chunk));
+    }
+    if (noise) {
+      for (int64_t i = 0; i < kChunk; ++i) {
+        wide[i] = i < count ? noise[j + i] : T{};
+      }
+      Value added[L::kVectors];
+      __builtin_memcpy(added, wide, sizeof(added));
+      for (int v = 0; v < L::kVectors; ++v) {
+        chunk[v] += added[v];
+      }
+    } else {
+      typename L::Word words[L::kVectors];
+      L::words(args.seed, math::philox_block(j / 4, 0), static_cast<uint32_t>(row), words);
+      for (int v = 0; v < L::kVectors; ++v) {
+        chunk[v] += math::gumbel<L>(words[v]);
+      }
+    }
+    __builtin_memcpy(keys + j, chunk, sizeof(chunk));
+    for (int v = 0; v < L::kVectors; ++v) {
+      usable &= every_lane(chunk[v] < __builtin_huge_valf());
+      if (any_lane(chunk[v] > best.threshold)) {
+        for (int lane = 0; lane < L::kWidth; ++lane) {
+          const T key = lane_of(chunk[v], lane);
+          if (key > best.threshold) {
+            best.offer(key, static_cast<int32_t>(j) + v * L::kWidth + lane);
+          }
+        }
+      }
+    }
+  }
+  best.finish();
+  return usable;
+}
+
+template <typename T>
+bool sample_row(const GumbelTopkArgs<T>& args, T* scratch, int64_t row) {
+  using L = row_lanes_t<T>;
+  using Value = typename L::Value;
+  constexpr int64_t kChunk = L::kVectors * L::kWidth;
+  const int64_t k = args.k;
+  const int64_t padded = (args.columns + kChunk - 1) / kChunk * kChunk;
+  T* keys = scratch;
+  T* ranks = keys + padded;
+  Best<T> best{ranks, reinterpret_cast<int32_t*>(ranks + k), k, 0, T{}};
+  best.clear();
+  if (!sample_keys<T, L>(args, row, keys, best) || !(best.keys[k - 1] > masked<T>())) {
+    return false;
+  }
+
+  const T reference = best.keys[args.conditional ? k - 1 : 0];
+  Value sums[L::kVectors] = {};
+  for (int64_t j = 0; j < padded; j += kChunk) {
+    for (int v = 0; v < L::kVectors; ++v) {
+      const int64_t column = j + v * L::kWidth;
+      Value key;
+      __builtin_memcpy(&key, keys + column, sizeof(key));
+      sums[v] += math::relaxed_term<L>(
+          key, columns_from(static_cast<int32_t>(column), key), Value{} + reference,
+          Value{} + best.keys[k - 1], typename L::Index{} + best.index[k - 1], args.inv_tau,
+          args.conditional);
+    }
+  }
+  for (int v = 1; v < L::kVectors; ++v) {
+    sums[0] += sums[v];
+  }
+  math::relaxed_weights<math::Scalar<T>>(best.keys, sum_lanes(sums[0]), k, args.inv_tau,
+                                           args.conditional, args.weights + row * k);
+  for (int64_t r = 0; r < k; ++r) {
+    args.indices[row * k + r] = best.index[r];
+  }
+  if (args.keys) {
+    __builtin_memcpy(args.keys + row * args.columns, keys, args.columns * sizeof(T));
+  }
+  return true;
+}
+
+bool sample_lanes_of(const GumbelTopkArgs<float>& args, int64_t first_row, int64_t last_row) {
+  bool usable = true;
+  for (int64_t row = first_row; row < last_row; row += kFloats) {
+    const int64_t rows = last_row - row < kFloats ? last_row - row : kFloats;
+    switch (args.k) {
+      case 1:
+        usable &= sample_lanes<1>(args, row, rows);
+        break;
+      case 2:
+        usable &= sample_lanes<2>(args, row, rows);
+        break;
+      case 4:
+        usable &= sample_lanes<4>(args, row, rows);
+        break;
+      default:
+        usable &= sample_lanes<0>(args, row, rows);
+    }
+  }
+  return usable;
+}
+}  // namespace
+
+template <typename T>
+bool gumbel_topk(const GumbelTopkArgs<T>& args, T* scratch, int64_t first_row, int64_t last_row) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (args.columns <= kMaxLaneColumns) {
+      return sample_lanes_of(args, first_row, last_row);
+    }
+  }
+  bool usable = true;
+  for (int64_t row = first_row; row < last_row; ++row) {
+    usable &= sample_row(args, scratch, row);
+  }
+  return usable;
+}
+
+template bool gumbel_topk(const GumbelTopkArgs<double>&, double*, int64_t, int64_t);
+template bool gumbel_topk(const GumbelTopkArgs<float>&, float*, int64_t, int64_t);
+
+void philox_uniform(const math::PhiloxSeed& seed, int stream, int64_t columns, float* out,
+                    int64_t first_row, int64_t last_row) {
+  constexpr int64_t kChunk = Lanes::kVectors * Lanes::kWidth;
+  for (int64_t row = first_row; row < last_row; ++row) {
+    float* line = out + (row - first_row) * columns;
+    for (int64_t j = 0; j < columns; j += kChunk) {
+      WordLanes words[Lanes::kVectors];
+      words_of_columns(seed, math::philox_block(j / 4, stream), static_cast<uint32_t>(row), words);
+      FloatLanes u[Lanes::kVectors];
+      for (int v = 0; v < Lanes::kVectors; ++v) {
+        u[v] = math::open_uniform<Lanes>(words[v]);
+      }
+      const int64_t count = columns - j < kChunk ? columns - j : kChunk;
+      __builtin_memcpy(line + j, u, static_cast<size_t>(count) * sizeof(float));
+    }
+  }
+}
+
+}  // namespace pfn::cpu::PFN_ISA

@@ -1,0 +1,154 @@
+#include <cstdint>
+
+#include "cpu/gumbel_topk.h"
+#include "cpu/gumbel_topk_lanes.h"
+
+namespace pfn::cpu::PFN_ISA {
+namespace {
+
+// One row at a time, lanes along the row. With q the relaxed weights, d_r their incoming gradient:
+//   shared       grad_j = q_j ([j kept at r] d_r - sum_s d_s q_s) / tau
+//   conditional  the same for each rank on its own softmax over what that rank chose from, summed;
+//                recursions over the ranks in place of k softmaxes (docs/kernels.md, Gumbel-TopK).
+template <typename T>
+class RowBackward {
+  using L = row_lanes_t<T>;
+  using Value = typename L::Value;
+  static constexpr int64_t kWidth = L::kWidth;
+
+ public:
+  RowBackward(const GumbelTopkBackwardArgs<T>& args, int64_t row)
+      : args_(args),
+        keys_(args.keys + row * args.columns),
+        indices_(args.indices + row * args.k),
+        grad_weights_(args.grad_weights + row * args.k),
+        grad_(args.grad + row * args.columns) {}
+
+  bool has_valid_indices() const {
+    for (int64_t r = 0; r < args_.k; ++r) {
+      if (indices_[r] < 0 || indices_[r] >= args_.columns) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  void shared() const {
+    const T top = key(0);
+    const T total = exponentials</*kConditional=*/false>(top);
+    T mean{};
+    for (int64_t r = 0; r < args_.k; ++r) {
+      mean += grad_weights_[r] * (power(key(r) - top) / total);
+    }
+    scale</*kConditional=*/false>(-mean / total);
+    for (int64_t r = 0; r < args_.k; ++r) {
+      const T q = power(key(r) - top) / total;
+      grad_[indices_[r]] = q * (grad_weights_[r] - mean) * args_.inv_tau;
+    }
+  }
+
+  void conditional() const {
+    const int64_t k = args_.k;
+    // What rank r leaves to later ranks, relative to its own exponential; kept in grad_ at its place.
+    T rest = exponentials</*kConditional=*/true>(key(k - 1));
+    for (int64_t r = k - 1; r >= 0; --r) {
+      grad_[indices_[r]] = rest;
+      rest = r > 0 ? power(key(r) - key(r - 1)) * (1 + rest) : rest;
+    }
+    // carried = sum over ranks s before r of d_s q_s^2 exp((key_r - key_s) / tau).
+    T carried{};
+    for (int64_t r = 0; r < k; ++r) {
+      carried *= r > 0 ? power(key(r) - key(r - 1)) : T{};
+      const T left = grad_[indices_[r]];
+      const T weighted = grad_weights_[r] / (1 + left);
+      grad_[indices_[r]] = (weighted * (left / (1 + left)) - carried) * args_.inv_tau;
+      carried += weighted / (1 + left);
+    }
+    scale</*kConditional=*/true>(-carried);
+  }
+
+ private:
+  T key(int64_t rank) const { return keys_[indices_[rank]]; }
+  T power(T difference) const { return math::Scalar<T>::exp(difference * args_.inv_tau); }
+
+  // Whether lanes of `keys` from `column` on were kept, given the key and column of the last rank.
+  PFN_HD auto kept(Value keys, int64_t column, T last, int32_t last_column) {
+    const auto columns = columns_from(static_cast<int32_t>(column), keys);
+    return (keys > last) | ((keys == last) & (columns <= last_column));
+  }
+
+  // Writes exp((key - reference) / tau) to grad_, returns the sum; 0 for kept ones if conditional.
+  template <bool kConditional>
+  T exponentials(T reference) const {
+    const T last = key(args_.k - 1);
+    const int32_t last_column = static_cast<int32_t>(indices_[args_.k - 1]);
+    Value sum{};
+    for_each_vector([&](int64_t column, int64_t count) {
+      Value keys = Value{} - __builtin_huge_valf();
+      __builtin_memcpy(&keys, keys_ + column, static_cast<size_t>(count) * sizeof(T));
+      Value e = L::exp((keys - reference) * args_.inv_tau);
+      if constexpr (kConditional) {
+        e = kept(keys, column, last, last_column) ? Value{} : e;
+      }
+      sum += e;
+      __builtin_memcpy(grad_ + column, &e, static_cast<size_t>(count) * sizeof(T));
+    });
+    return sum_lanes(sum);
+  }
+
+  // Multiplies grad_ by factor / tau, except at kept candidates if conditional.
+  template <bool kConditional>
+  void scale(T factor) const {
+    const T last = key(args_.k - 1);
+    const int32_t last_column = static_cast<int32_t>(indices_[args_.k - 1]);
+    for_each_vector([&](int64_t column, int64_t count) {
+      Value e{};
+      __builtin_memcpy(&e, grad_ + column, static_cast<size_t>(count) * sizeof(T));
+      // In this order a zero stays zero however small tau is.
+      Value scaled = e * factor * args_.inv_tau;
+      if constexpr (kConditional) {
+        Value keys{};
+        __builtin_memcpy(&keys, keys_ + column, static_cast<size_t>(count) * sizeof(T));
+        scaled = kept(keys, column, last, last_column) ? e : scaled;
+      }
+      __builtin_memcpy(grad_ + column, &scaled, static_cast<size_t>(count) * sizeof(T));
+    });
+  }
+
+  template <typename Function>
+  void for_each_vector(const Function& function) const {
+    int64_t column = 0;
+    for (; column + kWidth <= args_.columns; column += kWidth) {
+      function(column, kWidth);
+    }
+    if (column < args_.columns) {
+      function(column, args_.columns - column);
+    }
+  }
+
+  const GumbelTopkBackwardArgs<T>& args_;
+  const T* keys_;           // [columns]
+  const int64_t* indices_;  // [k]
+  const T* grad_weights_;   // [k]
+  T* grad_;                 // [columns]
+};
+
+}  // namespace
+
+template <typename T>
+bool gumbel_topk_backward(const GumbelTopkBackwardArgs<T>& args, int64_t first_row,
+                          int64_t last_row) {
+  for (int64_t row = first_row; row < last_row; ++row) {
+    const RowBackward<T> backward(args, row);
+    if (!backward.has_valid_indices()) {
+      return false;
+    }
+    args.conditional ? backward.conditional() : backward.shared();
+  }
+  return true;
+}
+
+template bool gumbel_topk_backward(const GumbelTopkBackwardArgs<double>&, int64_t, int64_t);
+template bool gumbel_topk_backward(const GumbelTopkBackwardArgs<float>&, int64_t, int64_t);
+
+}  // namespace pfn::cpu::PFN_ISA

@@ -1,0 +1,237 @@
+// The sampler's arithmetic on vectors: logarithm, exponential and random words. Included by files
+// that are compiled once per instruction set; nothing here has a symbol of its own.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/lanes.h"
+#include "math/gumbel.h"
+#include "math/philox.h"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace pfn::cpu::PFN_ISA {
+
+using IndexLanes = int32_t __attribute__((vector_size(PFN_VECTOR_BYTES)));
+using WideLanes = uint64_t __attribute__((vector_size(PFN_VECTOR_BYTES)));
+
+constexpr int kFloats = PFN_VECTOR_BYTES / 4;  // lanes of a FloatLanes
+constexpr int kWides = PFN_VECTOR_BYTES / 8;   // lanes of a WideLanes
+
+// 0, 1, 2, ...
+template <typename V>
+PFN_INLINE V lane_numbers() {
+  V lanes{};
+  for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(lanes[0])); ++i) {
+    lanes[i] = static_cast<decltype(+lanes[0])>(i);
+  }
+  return lanes;
+}
+
+// Whether any lane of a comparison's result is set.
+PFN_INLINE bool any_lane(IndexLanes mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_epi8(reinterpret_cast<__m256i>(mask)) != 0;
+#elif defined(__SSE2__)
+  return _mm_movemask_epi8(reinterpret_cast<__m128i>(mask)) != 0;
+#else
+  int32_t any = 0;
+  for (int i = 0; i < kFloats; ++i) {
+    any |= mask[i];
+  }
+  return any != 0;
+#endif
+}
+PFN_INLINE bool any_lane(bool mask) { return mask; }
+PFN_INLINE bool every_lane(IndexLanes mask) { return !any_lane(~mask); }
+PFN_INLINE bool every_lane(bool mask) { return mask; }
+
+// Natural logarithm of positive normal numbers, within 1.5 units in the last place, near 1 as well.
+PFN_INLINE FloatLanes log_lanes(FloatLanes x) {
+  // x = 2^e (1 + r) with 1 + r between sqrt(1/2) and sqrt(2).
+  const IndexLanes bits = reinterpret_cast<IndexLanes>(x) - 0x3f3504f3;
+  const FloatLanes e = __builtin_convertvector(bits >> 23, FloatLanes);
+  const FloatLanes r = reinterpret_cast<FloatLanes>((bits & 0x7fffff) + 0x3f3504f3) - 1.0f;
+  const FloatLanes square = r * r;
+  // Minimax for (log(1 + r) - r + r^2 / 2) / r^3, relative error of the sum 6e-9.
+  FloatLanes p = r * -0.07634509733f + 0.1276157855f;
+  p = p * r - 0.1316017761f;
+  p = p * r + 0.142017574f;
+  p = p * r - 0.1662335783f;
+  p = p * r + 0.2000122693f;
+  p = p * r - 0.2500082102f;
+  p = p * r + 0.3333333171f;
+  // log 2 in two parts: the first times any e is exact.
+  FloatLanes low = e * -2.12194440e-4f + (p * r) * square;
+  low = square * -0.5f + low;
+  return e * 0.693359375f + (r + low);
+}
+
+// Exponential of numbers up to 88, within 1.5 units in the last place; below -87.3 it is 0.
+PFN_INLINE FloatLanes exp_lanes(FloatLanes x) {
+  constexpr float kLowest = -87.3f;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const FloatLanes bounded = x > kLowest ? x : FloatLanes{} + kLowest;
+  const FloatLanes shifted = bounded * 1.44269504f + kRound;
+  const FloatLanes n = shifted - kRound;
+  FloatLanes r = n * -0.693359375f + bounded;
+  r = n * 2.12194440e-4f + r;
+  // Minimax for (exp(r) - 1 - r) / r^2, relative error of the sum 3e-9.
+  FloatLanes p = r * 0.001381461341f + 0.008368709816f;
+  p = p * r + 0.04166838736f;
+  p = p * r + 0.1666652069f;
+  p = p * r + 0.4999999345f;
+  p = (p * r) * r + r + 1.0f;
+  const IndexLanes scale = reinterpret_cast<IndexLanes>(shifted) << 23;
+  const FloatLanes y = reinterpret_cast<FloatLanes>(reinterpret_cast<IndexLanes>(p) + scale);
+  return x < kLowest ? FloatLanes{} : y;
+}
+
+// Words stand in the low halves of 64-bit lanes, where the processor multiplies them; the high
+// halves hold rubbish that no product reads.
+struct WideWords {
+  using Word = WideLanes;
+  PFN_HD void multiply(uint32_t factor, WideLanes x, WideLanes* high, WideLanes* low) {
+#if defined(__AVX512F__)
+    const __m512i f = _mm512_set1_epi64(static_cast<int64_t>(factor));
+    // The unmasked form makes g++ 12 warn about its own header (GCC bug 105593).
+    *low = reinterpret_cast<WideLanes>(
+        _mm512_maskz_mul_epu32(0xff, reinterpret_cast<__m512i>(x), f));
+#elif defined(__AVX2__)
+    const __m256i f = _mm256_set1_epi64x(static_cast<int64_t>(factor));
+    *low = reinterpret_cast<WideLanes>(_mm256_mul_epu32(reinterpret_cast<__m256i>(x), f));
+#elif defined(__SSE2__)
+    const __m128i f = _mm_set1_epi64x(static_cast<int64_t>(factor));
+    *low = reinterpret_cast<WideLanes>(_mm_mul_epu32(reinterpret_cast<__m128i>(x), f));
+#else
+    *low = (x & 0xffffffffu) * static_cast<uint64_t>(factor);
+#endif
+    *high = *low >> 32;
+  }
+};
+
+PFN_INLINE WordLanes pack(WideLanes even, WideLanes odd) {
+  return reinterpret_cast<WordLanes>((even & 0xffffffffu) | (odd << 32));
+}
+
+PFN_INLINE void encrypt(const math::PhiloxSeed& seed, WideLanes block, WideLanes row,
+                        WideLanes* words /* [4] */) {
+  words[0] = block;
+  words[1] = row;
+  words[2] = WideLanes{} + seed.offset[0];
+  words[3] = WideLanes{} + seed.offset[1];
+  math::philox4x32<WideWords>(words, seed.key[0], seed.key[1]);
+}
+
+// Words of one block of four columns for kFloats rows: words[i] holds column i, lane = row.
+PFN_INLINE void words_of_rows(const math::PhiloxSeed& seed, uint32_t block, uint32_t first_row,
+                              WordLanes* words /* [4] */) {
+  const WideLanes row = lane_numbers<WideLanes>() * 2 + first_row;
+  const WideLanes counter = WideLanes{} + block;
+  WideLanes even[4], odd[4];
+  encrypt(seed, counter, row, even);
+  encrypt(seed, counter, row + 1, odd);
+  for (int i = 0; i < 4; ++i) {
+    words[i] = pack(even[i], odd[i]);
+  }
+}
+
+// (a0, b0, a1, b1, ...) of the lower and the upper lanes.
+PFN_INLINE void interleave(WideLanes a, WideLanes b, WideLanes* lower, WideLanes* upper) {
+#if defined(__clang__)
+#define PFN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PFN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, WideLanes{__VA_ARGS__})
+#endif
+#if PFN_VECTOR_BYTES == 64
+  *lower = PFN_SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+  *upper = PFN_SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#elif PFN_VECTOR_BYTES == 32
+  *lower = PFN_SHUFFLE(a, b, 0, 4, 1, 5);
+  *upper = PFN_SHUFFLE(a, b, 2, 6, 3, 7);
+#else
+  *lower = PFN_SHUFFLE(a, b, 0, 2);
+  *upper = PFN_SHUFFLE(a, b, 1, 3);
+#endif
+#undef PFN_SHUFFLE
+}
+
+// Words of 2 * kFloats neighbouring columns of one row, from a column divisible by four on.
+PFN_INLINE void words_of_columns(const math::PhiloxSeed& seed, uint32_t first_block, uint32_t row,
+                                 WordLanes* words /* [2] */) {
+  WideLanes w[4], lower, upper;
+  encrypt(seed, lane_numbers<WideLanes>() + first_block, WideLanes{} + row, w);
+  interleave(reinterpret_cast<WideLanes>(pack(w[0], w[1])),
+             reinterpret_cast<WideLanes>(pack(w[2], w[3])), &lower, &upper);
+  words[0] = reinterpret_cast<WordLanes>(lower);
+  words[1] = reinterpret_cast<WordLanes>(upper);
+}
+
+// What math/ templates need, on a vector of floats.
+struct Lanes {
+  using Value = FloatLanes;
+  using Number = float;
+  using Index = IndexLanes;
+  using Word = WordLanes;
+  static constexpr int kWidth = kFloats;
+  static constexpr int kVectors = 2;  // vectors that one call of words() fills
+  template <typename T>
+  PFN_HD FloatLanes load_row(const T* from) {
+    return load(from);
+  }
+  PFN_HD FloatLanes from_word(WordLanes n) {
+    return __builtin_convertvector(reinterpret_cast<IndexLanes>(n), FloatLanes);
+  }
+  PFN_HD FloatLanes log(FloatLanes x) { return log_lanes(x); }
+  PFN_HD FloatLanes exp(FloatLanes x) { return exp_lanes(x); }
+  PFN_HD void words(const math::PhiloxSeed& seed, uint32_t block, uint32_t row, WordLanes* words) {
+    words_of_columns(seed, block, row, words);
+  }
+};
+
+// The same, one double at a time.
+struct OneDouble : math::Scalar<double> {
+  static constexpr int kWidth = 1;
+  static constexpr int kVectors = 4;
+  PFN_HD double load_row(const double* from) { return *from; }
+  PFN_HD void words(const math::PhiloxSeed& seed, uint32_t block, uint32_t row, uint32_t* words) {
+    math::philox_words(seed, block, row, words);
+  }
+};
+
+template <typename T>
+struct RowLanesOf {
+  using type = Lanes;
+};
+template <>
+struct RowLanesOf<double> {
+  using type = OneDouble;
+};
+
+// The arithmetic that walks along a row of T.
+template <typename T>
+using row_lanes_t = typename RowLanesOf<T>::type;
+
+PFN_INLINE IndexLanes columns_from(int32_t first, FloatLanes) {
+  return lane_numbers<IndexLanes>() + first;
+}
+PFN_INLINE int32_t columns_from(int32_t first, double) { return first; }
+
+PFN_INLINE float sum_lanes(FloatLanes value) {
+  // Halves onto halves, so that the order depends on nothing but the width.
+  float lanes[kFloats];
+  __builtin_memcpy(lanes, &value, sizeof(lanes));
+  for (int half = kFloats / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) {
+      lanes[i] += lanes[i + half];
+    }
+  }
+  return lanes[0];
+}
+PFN_INLINE double sum_lanes(double value) { return value; }
+
+}  // namespace pfn::cpu::PFN_ISA

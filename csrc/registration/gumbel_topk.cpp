@@ -1,0 +1,254 @@
+// Registers gumbel_topk, gumbel_topk_backward and philox_uniform for CPU and, in a CUDA build, for
+// CUDA.
+#include "cpu/gumbel_topk.h"
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <tuple>
+
+#include "math/limits.h"
+#include "math/softmax.h"
+#include "registration/tensor_args.h"
+
+#ifdef PFN_WITH_CUDA
+#include "cuda/launch.h"
+#endif
+
+namespace pfn {
+namespace {
+
+// Random numbers below which a second thread costs more than it brings.
+constexpr int64_t kGrain = 8192;
+
+int64_t rows_per_task(int64_t columns) { return columns > kGrain ? 1 : kGrain / columns; }
+
+// An uninitialised contiguous matrix. A third of the time that a dispatched torch.empty takes,
+// which at a few rows is as long as the sampling.
+Tensor empty_matrix(const Tensor& like, int64_t rows, int64_t columns, int32_t dtype) {
+  const int64_t sizes[] = {rows, columns};
+  const int64_t strides[] = {columns > 0 ? columns : 1, 1};
+  const int32_t device = like.is_cuda() ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      2, sizes, strides, dtype, device, like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+Tensor empty_matrix(const Tensor& like, int64_t rows, int64_t columns) {
+  return empty_matrix(like, rows, columns, dtype_code(like));
+}
+
+template <typename T>
+bool holds(const Tensor& tensor) {
+  return dtype_code(tensor) == code_of(TypeTag<T>{});
+}
+
+Tensor packed(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+bool on_one_device(const Tensor& a, const Tensor& b) {
+  return a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
+}
+
+void check_seed(const char* op, const Tensor& seed) {
+  check(holds<int64_t>(seed) && seed.dim() == 1 && seed.size(0) == 2, op,
+        ": seed must be an int64 tensor [2], a seed and an offset");
+}
+
+math::PhiloxSeed read_seed(const Tensor& seed) {
+  const int64_t* words = static_cast<const int64_t*>(seed.const_data_ptr());
+  return math::philox_seed(words[0], words[seed.stride(0)]);
+}
+
+// What both devices check and prepare; all that Python would refuse is refused here too, because
+// Python looks only at calls that failed.
+struct SampleArgs {
+  Tensor logits;                // [rows, columns], contiguous, float64 or float32
+  std::optional<Tensor> noise;  // like logits
+  int64_t rows;
+  int64_t columns;
+
+  SampleArgs(const char* op, const Tensor& raw_logits, int64_t k, double tau, const Tensor& seed,
+             const std::optional<Tensor>& raw_noise)
+      : logits(raw_logits) {
+    check(raw_logits.dim() == 2, op, ": logits must have shape [num_edges, num_ops]");
+    rows = raw_logits.size(0);
+    columns = raw_logits.size(1);
+    check(columns >= 1 && columns <= math::kMaxCandidates, op, ": num_ops must be between 1 and ",
+          math::kMaxCandidates, ", got ", columns);
+    check(rows < (int64_t{1} << 32), op, ": num_edges must be below 2^32, got ", rows);
+    check(k >= 1 && k <= columns, op, ": k must be between 1 and num_ops=", columns, ", got ", k);
+    check(tau > 0 && std::isfinite(tau), op,
+          ": tau (the temperature) must be positive and finite, got ", tau);
+    check_seed(op, seed);
+    check(on_one_device(seed, raw_logits), op, ": seed must be on the device of logits");
+    logits = in_key_dtype(op, raw_logits, raw_logits);
+    if (raw_noise) {
+      check(same_shape(*raw_noise, raw_logits), op, ": noise must have the shape of logits");
+      check(on_one_device(*raw_noise, raw_logits), op, ": noise must be on the device of logits");
+      noise = in_key_dtype(op, *raw_noise, logits);
+    }
+  }
+
+  // Keys are float64 for float64 logits and float32 for all others.
+  static Tensor in_key_dtype(const char* op, const Tensor& tensor, const Tensor& logits) {
+    using torch::headeronly::ScalarType;
+    const bool wide = holds<double>(logits);
+    if (wide ? holds<double>(tensor) : holds<float>(tensor)) {
+      return packed(tensor);
+    }
+    check(holds<float>(tensor) || holds<double>(tensor) || holds<math::Half>(tensor) ||
+              holds<math::BFloat16>(tensor),
+          op, ": logits and noise must have dtype float64, float32, bfloat16 or float16");
+    return packed(
+        torch::stable::to(tensor, wide ? ScalarType::Double : ScalarType::Float));
+  }
+};
+
+// Calls function(TypeTag<T>{}) for the type of keys.
+template <typename Function>
+void dispatch_keys(const char* op, const Tensor& keys, Function&& function) {
+  if (holds<float>(keys)) {
+    function(TypeTag<float>{});
+    return;
+  }
+  check(holds<double>(keys), op, ": keys must have dtype float64 or float32");
+  function(TypeTag<double>{});
+}
+
+std::tuple<Tensor, Tensor, Tensor> gumbel_topk_cpu(const Tensor& logits, int64_t k, double tau,
+                                                   const Tensor& seed, bool conditional,
+                                                   bool keep_keys,
+                                                   const std::optional<Tensor>& noise) {
+  constexpr const char* op = "gumbel_topk";
+  const SampleArgs in(op, logits, k, tau, seed, noise);
+  Tensor weights = empty_matrix(in.logits, in.rows, k);
+  Tensor indices = empty_matrix(in.logits, in.rows, k, code_of(TypeTag<int64_t>{}));
+  Tensor keys = empty_matrix(in.logits, keep_keys ? in.rows : 0, in.columns);
+  std::atomic<bool> usable{true};
+  dispatch_keys(op, in.logits, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const cpu::GumbelTopkArgs<T> args{
+        static_cast<const T*>(in.logits.const_data_ptr()),
+        in.noise ? static_cast<const T*>(in.noise->const_data_ptr()) : nullptr,
+        static_cast<T*>(weights.mutable_data_ptr()),
+        static_cast<int64_t*>(indices.mutable_data_ptr()),
+        keep_keys ? static_cast<T*>(keys.mutable_data_ptr()) : nullptr,
+        in.columns,
+        k,
+        math::inverse_tau(tau, T{}),
+        conditional,
+        read_seed(seed)};
+    const bool by_row = sizeof(T) == 8 || in.columns > cpu::kMaxLaneColumns;
+    torch::stable::parallel_for(
+        0, in.rows, rows_per_task(in.columns), [&](int64_t first_row, int64_t last_row) {
+          std::unique_ptr<T[]> scratch;
+          if (by_row) {
+            scratch.reset(new T[static_cast<size_t>(cpu::gumbel_topk_scratch(in.columns, k))]);
+          }
+          if (!PFN_CPU_CALL(gumbel_topk, args, scratch.get(), first_row, last_row)) {
+            usable.store(false, std::memory_order_relaxed);
+          }
+        });
+  });
+  check(usable.load(), op,
+        ": logits must hold no NaN, no +inf and at least k unmasked candidates in each row");
+  return {std::move(weights), std::move(indices), std::move(keys)};
+}
+
+// Checked inputs of the backward, contiguous.
+struct BackwardArgs {
+  Tensor grad_weights;
+  Tensor keys;
+  Tensor indices;
+
+  BackwardArgs(const char* op, const Tensor& raw_grad_weights, const Tensor& raw_keys,
+               const Tensor& raw_indices, double tau)
+      : grad_weights(packed(raw_grad_weights)),
+        keys(packed(raw_keys)),
+        indices(packed(raw_indices)) {
+    check(keys.dim() == 2 && indices.dim() == 2 && keys.size(0) == indices.size(0) &&
+              keys.size(1) >= 1 && keys.size(1) <= math::kMaxCandidates,
+          op, ": keys and indices must be matrices of as many rows");
+    check(same_shape(grad_weights, indices), op, ": grad_weights must have the shape of indices");
+    check(indices.size(1) >= 1, op, ": indices must have at least one column");
+    check(holds<int64_t>(indices), op, ": indices must have dtype int64");
+    check(dtype_code(grad_weights) == dtype_code(keys), op,
+          ": grad_weights must have the dtype of keys");
+    check(on_one_device(grad_weights, keys) && on_one_device(indices, keys), op,
+          ": all tensors must be on one device");
+    check(tau > 0 && std::isfinite(tau), op, ": tau must be positive and finite, got ", tau);
+  }
+};
+
+Tensor gumbel_topk_backward_cpu(const Tensor& grad_weights, const Tensor& keys,
+                                const Tensor& indices, double tau, bool conditional) {
+  constexpr const char* op = "gumbel_topk_backward";
+  const BackwardArgs in(op, grad_weights, keys, indices, tau);
+  const int64_t rows = in.keys.size(0), columns = in.keys.size(1);
+  Tensor grad = empty_matrix(in.keys, rows, columns);
+  std::atomic<bool> valid{true};
+  dispatch_keys(op, in.keys, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const cpu::GumbelTopkBackwardArgs<T> args{
+        static_cast<const T*>(in.grad_weights.const_data_ptr()),
+        static_cast<const T*>(in.keys.const_data_ptr()),
+        static_cast<const int64_t*>(in.indices.const_data_ptr()),
+        static_cast<T*>(grad.mutable_data_ptr()),
+        columns,
+        in.indices.size(1),
+        math::inverse_tau(tau, T{}),
+        conditional};
+    torch::stable::parallel_for(
+        0, rows, rows_per_task(columns), [&](int64_t first_row, int64_t last_row) {
+          if (!PFN_CPU_CALL(gumbel_topk_backward, args, first_row, last_row)) {
+            valid.store(false, std::memory_order_relaxed);
+          }
+        });
+  });
+  check(valid.load(), op, ": indices must be columns of keys");
+  return grad;
+}
+
+void check_block(const char* op, const Tensor& seed, int64_t first_row, int64_t rows,
+                 int64_t columns, int64_t stream) {
+  constexpr int64_t kRows = int64_t{1} << 32;
+  check_seed(op, seed);
+  check(first_row >= 0 && rows >= 0 && first_row <= kRows && rows <= kRows - first_row, op,
+        ": first_row + rows must be between 0 and 2^32");
+  check(columns >= 0 && columns <= (int64_t{1} << 26), op,
+        ": columns must be between 0 and 2^26, got ", columns);
+  check(stream >= 0 && stream < 256, op, ": stream must be between 0 and 255, got ", stream);
+}
+
+Tensor philox_uniform_cpu(const Tensor& seed, int64_t first_row, int64_t rows, int64_t columns,
+                          int64_t stream) {
+  constexpr const char* op = "philox_uniform";
+  check_block(op, seed, first_row, rows, columns, stream);
+  Tensor out = empty_matrix(seed, rows, columns, code_of(TypeTag<float>{}));
+  if (columns == 0) {
+    return out;
+  }
+  const math::PhiloxSeed words = read_seed(seed);
+  float* data = static_cast<float*>(out.mutable_data_ptr());
+  torch::stable::parallel_for(0, rows, rows_per_task(columns), [&](int64_t first, int64_t last) {
+    PFN_CPU_CALL(philox_uniform, words, static_cast<int>(stream), columns, data + first * columns,
+                 first_row + first, first_row + last);
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace pfn
+
+STABLE_TORCH_LIBRARY_IMPL(pyfast_nas, CPU, m) {
+  m.impl("gumbel_topk", TORCH_BOX(&pfn::gumbel_topk_cpu));
+  m.impl("gumbel_topk_backward", TORCH_BOX(&pfn::gumbel_topk_backward_cpu));
+  m.impl("philox_uniform", TORCH_BOX(&pfn::philox_uniform_cpu));
+}
