@@ -68,14 +68,26 @@ PRESETS = {
 }
 
 
-def preset(data_name: str) -> Preset:
-    """Return the settings for a data set, by its name; those of the DARTS paper if there are none.
+def preset(data_name: str, image_size: tuple[int, ...] = (32, 32)) -> Preset:
+    """Return the settings for a data set, by its name.
+
+    Others than those in :data:`PRESETS` have the settings of the DARTS paper, but images smaller
+    than 32 pixels have no auxiliary classifier, which needs as many, and smaller holes.
+
+    Args:
+        data_name: Name of the data set.
+        image_size: Height and width of its images; ``()`` for samples that are not images.
 
     Example:
-        >>> preset("cifar10").epochs, preset("digits").compare
-        (50, 5)
+        >>> preset("cifar10").epochs, preset("digits").compare, preset("mine", (16, 16)).cutout
+        (50, 5, 8)
     """
-    return PRESETS.get(data_name, Preset())
+    if data_name in PRESETS:
+        return PRESETS[data_name]
+    side = min(image_size, default=0)
+    if side >= 32:
+        return Preset()
+    return Preset(auxiliary=0.0, cutout=side // 2)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -156,9 +168,9 @@ class SearchConfig:
         """
         return _merged(cls, "search", config, options)
 
-    def resolved(self, data_name: str) -> Self:
+    def resolved(self, data_name: str, image_size: tuple[int, ...] = (32, 32)) -> Self:
         """Return a copy in which the preset of the data set stands for every ``None``."""
-        return _resolved(self, preset(data_name))
+        return _resolved(self, preset(data_name, image_size))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -238,9 +250,9 @@ class TrainConfig:
         """Merge keyword options into a configuration; an unknown one raises, with the nearest."""
         return _merged(cls, "train", config, options)
 
-    def resolved(self, data_name: str) -> Self:
+    def resolved(self, data_name: str, image_size: tuple[int, ...] = (32, 32)) -> Self:
         """Return a copy in which the preset of the data set stands for every ``None``."""
-        chosen = preset(data_name)
+        chosen = preset(data_name, image_size)
         trained = {
             name: getattr(chosen, f"train_{name}")
             for name in ("channels", "cells", "epochs", "batch_size")

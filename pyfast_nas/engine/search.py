@@ -118,7 +118,7 @@ def search(
     config = SearchConfig.from_options(config, options)
     progress = progress or Silent()
     data = load_data(data)
-    config = config.resolved(data.name)
+    config = config.resolved(data.name, data.image_size)
     sizes = preset(data.name)
     space = fitted_space("search", space, data, channels=sizes.channels, cells=sizes.cells)
     algorithm = _algorithm(algorithm)

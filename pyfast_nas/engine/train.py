@@ -91,7 +91,7 @@ def train(
     if not isinstance(genotype, Genotype):
         genotype = Genotype.load(genotype)
     data = load_data(data)
-    config = config.resolved(data.name)
+    config = config.resolved(data.name, data.image_size)
     space = fitted_space("train", genotype.space if space is None else space, data)
     space.check(genotype)
     device = run_device(config.device)

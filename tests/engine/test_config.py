@@ -129,3 +129,10 @@ def test_a_gpu_that_is_not_there_is_refused():
 def test_nearest_name():
     assert nearest("msgdas", ["darts", "msg-das"]) == "; did you mean 'msg-das'?"
     assert nearest("xyz", ["b", "a"]) == "; known are a, b"
+
+
+def test_small_images_get_no_auxiliary_classifier_and_smaller_holes():
+    small = TrainConfig().resolved("mine", (8, 16))
+    assert (small.auxiliary, small.cutout, small.epochs) == (0.0, 4, 600)
+    assert TrainConfig().resolved("mine", ()).cutout == 0
+    assert TrainConfig().resolved("mine", (224, 224)).auxiliary == 0.4
