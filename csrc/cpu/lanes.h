@@ -9,7 +9,7 @@
 #include "math/accumulate.h"
 #include "math/macros.h"
 
-#if defined(__F16C__)
+#if defined(PFN_X86_64)
 #include <immintrin.h>
 #endif
 
@@ -77,24 +77,24 @@ PFN_INLINE FloatLanes load(const math::Half* from) {
 #endif
 }
 
-PFN_INLINE void store(double* to, DoubleLanes value) { __builtin_memcpy(to, &value, sizeof(value)); }
-PFN_INLINE void store(float* to, FloatLanes value) { __builtin_memcpy(to, &value, sizeof(value)); }
+// Lanes rounded to the storage type that the second argument points to.
+PFN_INLINE DoubleLanes narrowed(DoubleLanes value, const double*) { return value; }
+PFN_INLINE FloatLanes narrowed(FloatLanes value, const float*) { return value; }
 
-PFN_INLINE void store(math::BFloat16* to, FloatLanes value) {
+PFN_INLINE HalfWordLanes narrowed(FloatLanes value, const math::BFloat16*) {
   // math::narrow, lane by lane.
   const WordLanes bits = reinterpret_cast<WordLanes>(value);
   const WordLanes rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
   const WordLanes is_nan = reinterpret_cast<WordLanes>((bits & 0x7fffffffu) > 0x7f800000u);
-  const HalfWordLanes result =
-      __builtin_convertvector(choose(is_nan, bits | 0x00400000u, rounded) >> 16, HalfWordLanes);
-  __builtin_memcpy(to, &result, sizeof(result));
+  return __builtin_convertvector(choose(is_nan, bits | 0x00400000u, rounded) >> 16, HalfWordLanes);
 }
 
-PFN_INLINE void store(math::Half* to, FloatLanes value) {
+PFN_INLINE HalfWordLanes narrowed(FloatLanes value, const math::Half*) {
 #if defined(__AVX512F__)
-  const __m256i result = _mm512_maskz_cvtps_ph(0xffff, value, _MM_FROUND_TO_NEAREST_INT);
+  return reinterpret_cast<HalfWordLanes>(
+      _mm512_maskz_cvtps_ph(0xffff, value, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__F16C__)
-  const __m128i result = _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT);
+  return reinterpret_cast<HalfWordLanes>(_mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
 #else
   // math::narrow, lane by lane.
   const WordLanes bits = reinterpret_cast<WordLanes>(value);
@@ -108,10 +108,49 @@ PFN_INLINE void store(math::Half* to, FloatLanes value) {
       choose(reinterpret_cast<WordLanes>(magnitude < 0x38800000u), small, normal);
   const WordLanes bits16 =
       choose(reinterpret_cast<WordLanes>(magnitude < 0x477ff000u), finite, special);
-  const HalfWordLanes result =
-      __builtin_convertvector(bits16 | ((bits >> 16) & 0x8000u), HalfWordLanes);
+  return __builtin_convertvector(bits16 | ((bits >> 16) & 0x8000u), HalfWordLanes);
+#endif
+}
+
+template <typename T>
+PFN_INLINE void store(T* to, lanes_t<T> value) {
+  const auto result = narrowed(value, to);
+  __builtin_memcpy(to, &result, sizeof(result));
+}
+
+// stream() stores past the caches, for outputs too large to be found there again: it spares the
+// read of each line that an ordinary store makes. It needs is_streamable(to), and end_streams()
+// before the data is handed on.
+template <typename T>
+PFN_INLINE bool is_streamable(const T* to) {
+  return reinterpret_cast<std::uintptr_t>(to) % (kLanes<T> * sizeof(T)) == 0;
+}
+
+template <typename T>
+PFN_INLINE void stream(T* to, lanes_t<T> value) {
+  const auto result = narrowed(value, to);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(result) == 64) {
+    return _mm512_stream_si512(reinterpret_cast<__m512i*>(to), reinterpret_cast<__m512i>(result));
+  }
+#endif
+#if defined(__AVX__)
+  if constexpr (sizeof(result) == 32) {
+    return _mm256_stream_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(result));
+  }
+#endif
+#if defined(PFN_X86_64)
+  if constexpr (sizeof(result) == 16) {
+    return _mm_stream_si128(reinterpret_cast<__m128i*>(to), reinterpret_cast<__m128i>(result));
+  }
 #endif
   __builtin_memcpy(to, &result, sizeof(result));
+}
+
+PFN_INLINE void end_streams() {
+#if defined(PFN_X86_64)
+  _mm_sfence();
+#endif
 }
 
 // The first `count` values at `from`, the other lanes zero; and the store that fits it.

@@ -13,7 +13,8 @@
 // mixed_sum:          y[i] = sum_k weights[k] * xs[k][i] for begin <= i < end.
 // mixed_sum_backward: for each block b and candidate k, grad_xs[k][i] = weights[k] * grad[i] where
 //                     grad_xs[k] is not null, and dots[b * num_ops + k] = <grad, xs[k]> over the
-//                     block where dots is not null; xs may be null where dots is.
+//                     block where dots is not null; xs are not read where dots is null. With
+//                     `streams`, gradients are stored past the caches.
 PFN_FOR_EACH_ISA(
     template <typename X, typename Y>
     void mixed_sum(const X* const* xs,                // [num_ops] pointers to [numel]
@@ -28,4 +29,4 @@ PFN_FOR_EACH_ISA(
                             X* const* grad_xs,              // [num_ops] pointers to [numel] or null
                             double* dots,                   // [num_blocks, num_ops]
                             int64_t num_ops, int64_t numel, int64_t first_block,
-                            int64_t last_block);)
+                            int64_t last_block, bool streams);)

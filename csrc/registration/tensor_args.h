@@ -8,12 +8,12 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
-#include <string>
 
 #include "math/accumulate.h"
 
@@ -23,7 +23,6 @@
 
 namespace pfn {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 template <typename... Parts>
@@ -40,54 +39,74 @@ struct TypeTag {
   using type = T;
 };
 
-template <typename T>
-constexpr ScalarType kScalarType = ScalarType::Undefined;
-template <>
-inline constexpr ScalarType kScalarType<double> = ScalarType::Double;
-template <>
-inline constexpr ScalarType kScalarType<float> = ScalarType::Float;
-template <>
-inline constexpr ScalarType kScalarType<math::Half> = ScalarType::Half;
-template <>
-inline constexpr ScalarType kScalarType<math::BFloat16> = ScalarType::BFloat16;
-template <>
-inline constexpr ScalarType kScalarType<int64_t> = ScalarType::Long;
+// torch's own number for a dtype. The header's ScalarType takes forty calls to translate, which
+// shows in operators that small searches call thousands of times a step.
+inline int32_t dtype_code(const Tensor& tensor) {
+  int32_t code = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  return code;
+}
+
+inline int32_t code_of(TypeTag<double>) { return aoti_torch_dtype_float64(); }
+inline int32_t code_of(TypeTag<float>) { return aoti_torch_dtype_float32(); }
+inline int32_t code_of(TypeTag<math::Half>) { return aoti_torch_dtype_float16(); }
+inline int32_t code_of(TypeTag<math::BFloat16>) { return aoti_torch_dtype_bfloat16(); }
+inline int32_t code_of(TypeTag<int64_t>) { return aoti_torch_dtype_int64(); }
 
 // Calls function(TypeTag<T>{}) for the C++ type of a floating dtype.
 template <typename Function>
-auto dispatch_floating(const char* op, const char* name, ScalarType dtype, Function&& function) {
-  switch (dtype) {
-    case ScalarType::Double: return function(TypeTag<double>{});
-    case ScalarType::Float: return function(TypeTag<float>{});
-    case ScalarType::Half: return function(TypeTag<math::Half>{});
-    case ScalarType::BFloat16: return function(TypeTag<math::BFloat16>{});
-    default:
-      check(false, op, ": ", name, " must have dtype float64, float32, bfloat16 or float16, got ",
-            torch::headeronly::toString(dtype));
-      return function(TypeTag<float>{});
-  }
+auto dispatch_floating(const char* op, const char* name, const Tensor& tensor,
+                       Function&& function) {
+  const int32_t code = dtype_code(tensor);
+  if (code == code_of(TypeTag<float>{})) return function(TypeTag<float>{});
+  if (code == code_of(TypeTag<double>{})) return function(TypeTag<double>{});
+  if (code == code_of(TypeTag<math::Half>{})) return function(TypeTag<math::Half>{});
+  check(code == code_of(TypeTag<math::BFloat16>{}), op, ": ", name,
+        " must have dtype float64, float32, bfloat16 or float16");
+  return function(TypeTag<math::BFloat16>{});
+}
+
+template <typename T>
+void check_dtype(const char* op, const char* name, const Tensor& tensor) {
+  check(dtype_code(tensor) == code_of(TypeTag<T>{}), op, ": ", name, " has an unexpected dtype, ",
+        torch::headeronly::toString(tensor.scalar_type()));
 }
 
 template <typename T>
 const T* const_data(const char* op, const char* name, const Tensor& tensor) {
-  check(tensor.scalar_type() == kScalarType<T>, op, ": ", name, " must have dtype ",
-        torch::headeronly::toString(kScalarType<T>), ", got ",
-        torch::headeronly::toString(tensor.scalar_type()));
+  check_dtype<T>(op, name, tensor);
   return static_cast<const T*>(tensor.const_data_ptr());
 }
 
 template <typename T>
 T* mutable_data(const char* op, const char* name, const Tensor& tensor) {
-  check(tensor.scalar_type() == kScalarType<T>, op, ": ", name, " must have dtype ",
-        torch::headeronly::toString(kScalarType<T>), ", got ",
-        torch::headeronly::toString(tensor.scalar_type()));
+  check_dtype<T>(op, name, tensor);
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-// torch.empty_like(like, dtype=dtype): dense layouts are kept.
-inline Tensor empty_like(const Tensor& like, ScalarType dtype) {
+inline bool has_default_strides(const Tensor& tensor) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  int64_t expected = 1;
+  for (size_t dim = sizes.size(); dim-- > 0;) {
+    if (strides[dim] != expected) return false;
+    expected *= sizes[dim] > 1 ? sizes[dim] : 1;
+  }
+  return true;
+}
+
+// torch.empty_like(like) in the dtype of `typed`: dense layouts are kept.
+inline Tensor empty_like(const Tensor& like, const Tensor& typed) {
+  if (has_default_strides(like)) {
+    int32_t dtype = dtype_code(typed);
+    const auto sizes = like.sizes();
+    AtenTensorHandle handle = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_aten_new_empty(like.get(), sizes.data(), static_cast<int64_t>(sizes.size()),
+                                  &dtype, nullptr, nullptr, 0, nullptr, &handle));
+    return Tensor(handle);
+  }
   using torch::stable::detail::from;
-  std::array<StableIValue, 6> stack{from(like),         from(std::optional<ScalarType>(dtype)),
+  std::array<StableIValue, 6> stack{from(like),         from(std::optional(typed.scalar_type())),
                                     from(std::nullopt), from(std::nullopt),
                                     from(std::nullopt), from(std::nullopt)};
   STABLE_TORCH_ERROR_CODE_CHECK(
@@ -97,17 +116,15 @@ inline Tensor empty_like(const Tensor& like, ScalarType dtype) {
 
 inline bool same_shape(const Tensor& a, const Tensor& b) {
   const auto sizes = a.sizes(), others = b.sizes();
-  if (sizes.size() != others.size()) return false;
-  for (size_t dim = 0; dim < sizes.size(); ++dim) {
-    if (sizes[dim] != others[dim]) return false;
-  }
-  return true;
+  return sizes.size() == others.size() && std::equal(sizes.begin(), sizes.end(), others.begin());
 }
 
 // Whether two tensors of one shape keep element i at the same place; the stride of a dimension of
 // size 1 says nothing.
 inline bool same_layout(const Tensor& a, const Tensor& b) {
-  const auto sizes = a.sizes(), strides = a.strides(), others = b.strides();
+  const auto strides = a.strides(), others = b.strides();
+  if (std::equal(strides.begin(), strides.end(), others.begin())) return true;
+  const auto sizes = a.sizes();
   for (size_t dim = 0; dim < sizes.size(); ++dim) {
     if (sizes[dim] > 1 && strides[dim] != others[dim]) return false;
   }
@@ -117,7 +134,7 @@ inline bool same_layout(const Tensor& a, const Tensor& b) {
 // `tensor` itself where it is laid out like `model` (which must be dense), else a copy that is.
 inline Tensor laid_out_like(const Tensor& model, const Tensor& tensor) {
   if (same_layout(model, tensor)) return tensor;
-  Tensor copy = empty_like(model, tensor.scalar_type());
+  Tensor copy = empty_like(model, tensor);
   torch::stable::copy_(copy, tensor);
   return copy;
 }

@@ -25,6 +25,39 @@ def describe(value: object) -> str:
 
 def check_mixed_sum(xs: Sequence[Tensor], weights: Tensor) -> None:
     """Refuse what ``mixed_sum`` cannot serve, naming the argument and what was given."""
+    if not _fits(xs, weights):
+        _refuse_mixed_sum(xs, weights)
+
+
+def _fits(xs: Sequence[Tensor], weights: Tensor) -> bool:
+    """Say quickly that all is well: a small edge takes less time than a careful look at it."""
+    if type(xs) not in (list, tuple) or not xs or not isinstance(weights, Tensor):
+        return False
+    first = xs[0]
+    if not isinstance(first, Tensor) or first.is_nested or weights.is_nested:
+        return False
+    shape, dtype, device, strided = first.shape, first.dtype, first.device, torch.strided
+    for x in xs:
+        if not (
+            isinstance(x, Tensor)
+            and x.dtype is dtype
+            and x.layout is strided
+            and not x.is_nested
+            and x.device == device
+            and x.shape == shape
+        ):
+            return False
+    return (
+        dtype in FLOATING
+        and (weights.dtype is dtype or (weights.dtype is torch.float32 and dtype in _HALVES))
+        and weights.layout is strided
+        and weights.device == device
+        and weights.shape == (len(xs),)
+        and device.type != "meta"
+    )
+
+
+def _refuse_mixed_sum(xs: Sequence[Tensor], weights: Tensor) -> None:
     if not isinstance(xs, list | tuple):
         raise TypeError(f"mixed_sum: xs must be a list or tuple of tensors, got {describe(xs)}")
     if not isinstance(weights, Tensor):

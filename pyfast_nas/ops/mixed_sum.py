@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import forward_ad
 
 from pyfast_nas import _ext
 from pyfast_nas.ops import _library, reference
@@ -120,7 +120,7 @@ def _scatter_and_dots(
     return grad_xs, grad_weights if wants_weights else None
 
 
-class _MixedSum(Function):
+class _MixedSum(_library.DirectFunction):
     """(weights, *xs) -> y."""
 
     @staticmethod
@@ -159,7 +159,7 @@ class _MixedSum(Function):
         return y.to(dtype), 0
 
 
-class _MixedSumBackward(Function):
+class _MixedSumBackward(_library.DirectFunction):
     """(wanted, wants_weights, grad, weights, *xs) -> (*grad_xs[wanted], grad_weights if asked)."""
 
     @staticmethod
