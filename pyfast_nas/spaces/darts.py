@@ -1,7 +1,6 @@
 """The cell space of DARTS for images: two cells of four nodes, eight candidates on every edge."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -17,6 +16,13 @@ from pyfast_nas.nn.supernet import CellSupernet
 from pyfast_nas.spaces.base import Genotype, GenotypeEdge, probabilities
 from pyfast_nas.spaces.seeding import seeded
 from pyfast_nas.spaces.sizes import check_auxiliary, check_count, check_image, check_stem
+from pyfast_nas.spaces.two_inputs import (
+    check_tables,
+    count_cells,
+    draw_pairs,
+    edges_of_pairs,
+    strongest_pairs,
+)
 from pyfast_nas.typing import Alphas
 
 __all__ = ["DARTS", "DARTS_OPERATIONS", "DARTS_V1", "DARTS_V2"]
@@ -214,18 +220,10 @@ class DARTS:
         References:
             Liu, Simonyan & Yang, ICLR 2019, section 2.4.
         """
-        chosen = [k for k, name in enumerate(self.operations) if name != "none"]
-        pairs = {}
-        for table, rows in probabilities(alphas, self.candidates).items():
-            pairs[table] = []
-            for node in range(2, self.nodes + 2):
-                first = len(edge_list(node - 2))
-                best = [max(chosen, key=rows[first + j].__getitem__) for j in range(node)]
-                strength = [rows[first + j][best[j]] for j in range(node)]
-                # max and sorted keep the first of equals: ties go to the lower index.
-                kept = sorted(range(node), key=lambda j: -strength[j])[:2]
-                pairs[table] += [(self.operations[best[j]], j) for j in kept]
-        return self.from_pairs(**pairs)
+        rows = probabilities(alphas, self.candidates)
+        return self.from_pairs(
+            **{table: strongest_pairs(rows[table], self.nodes, self.operations) for table in TABLES}
+        )
 
     def from_pairs(
         self, *, normal: Sequence[tuple[str, int]], reduce: Sequence[tuple[str, int]]
@@ -244,12 +242,7 @@ class DARTS:
             >>> DARTS(nodes=1).from_pairs(normal=pairs, reduce=pairs).outputs["normal"]
             (2,)
         """
-        cells = {
-            table: tuple(
-                GenotypeEdge(source, 2 + index // 2, op) for index, (op, source) in enumerate(pairs)
-            )
-            for table, pairs in (("normal", normal), ("reduce", reduce))
-        }
+        cells = {"normal": edges_of_pairs(normal), "reduce": edges_of_pairs(reduce)}
         genotype = Genotype(self.name, cells, dict.fromkeys(TABLES, self._outputs))
         self.check(genotype)
         return genotype
@@ -260,15 +253,9 @@ class DARTS:
         Args:
             generator: Source of randomness; None takes torch's global one.
         """
-        names = [name for name in self.operations if name != "none"]
-        pairs: dict[str, list[tuple[str, int]]] = {}
-        for table in TABLES:
-            pairs[table] = []
-            for node in range(2, self.nodes + 2):
-                for source in sorted(torch.randperm(node, generator=generator)[:2].tolist()):
-                    index = int(torch.randint(len(names), (), generator=generator))
-                    pairs[table].append((names[index], source))
-        return self.from_pairs(**pairs)
+        return self.from_pairs(
+            **{table: draw_pairs(self.nodes, self.operations, generator) for table in TABLES}
+        )
 
     def check(self, genotype: Genotype) -> None:
         """Raise GenotypeError, naming the place, if the genotype is not one of this space."""
@@ -277,34 +264,8 @@ class DARTS:
                 f"DARTS: space must be {self.name!r}, got {genotype.space!r}; "
                 f"the genotype is of another space"
             )
-        if set(genotype.cells) != set(TABLES):
-            raise GenotypeError(
-                f"DARTS: cells must be {list(TABLES)}, got {sorted(genotype.cells)!r:.200}"
-            )
-        names = tuple(name for name in self.operations if name != "none")
-        for table in TABLES:
-            for index, edge in enumerate(genotype.cells[table]):
-                if edge.op not in names:
-                    raise GenotypeError(
-                        f"DARTS: cells.{table}[{index}].op must be one of {', '.join(names)}, "
-                        f"got {edge.op!r}"
-                    )
-                if edge.target not in range(2, self.nodes + 2):
-                    raise GenotypeError(
-                        f"DARTS: cells.{table}[{index}].target must be a node from 2 to "
-                        f"{self.nodes + 1}, got {edge.target}"
-                    )
-            for node in range(2, self.nodes + 2):
-                count = sum(edge.target == node for edge in genotype.cells[table])
-                if count != 2:
-                    raise GenotypeError(
-                        f"DARTS: cells.{table} must have 2 edges into node {node}, got {count}"
-                    )
-            if genotype.outputs[table] != self._outputs:
-                raise GenotypeError(
-                    f"DARTS: outputs.{table} must be {list(self._outputs)}, "
-                    f"got {list(genotype.outputs[table])!r:.200}"
-                )
+        names = dict.fromkeys(TABLES, self.operations)
+        check_tables(genotype, "DARTS", names, self.nodes, self._outputs)
 
     def size(self) -> int:
         """Return the number of discrete architectures: all pairs of a normal and a reduction cell.
@@ -313,9 +274,7 @@ class DARTS:
             >>> DARTS().size() == 1_037_664_180**2
             True
         """
-        choices = len([name for name in self.operations if name != "none"])
-        per_cell = math.prod(math.comb(n, 2) * choices**2 for n in range(2, self.nodes + 2))
-        return per_cell ** len(TABLES)
+        return count_cells(self.nodes, self.operations) ** len(TABLES)
 
     def with_data(
         self, in_channels: int, num_classes: int, image_size: int | tuple[int, int]

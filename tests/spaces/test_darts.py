@@ -251,6 +251,20 @@ def test_config_round_trip():
 
 
 @pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        (["skip_connect"], r"pairs\[0\] must be \(operation, source\), got 'skip_connect'"),
+        ([("skip_connect", 0)], "2 edges into node 2, got 1"),
+        ([("skip_connect", 0), ("skip_connect", 0)], "must not repeat an edge"),
+        ([(0, "skip_connect"), ("skip_connect", 1)], "must be an integer, got str"),
+    ],
+)
+def test_pairs_that_are_none(pairs, words):
+    with pytest.raises(GenotypeError, match=words):
+        DARTS(nodes=1).from_pairs(normal=pairs, reduce=pairs)
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"nodes": 0}, "nodes must be an integer at least 1, got 0"),
