@@ -8,6 +8,10 @@
 
 #include "math/macros.h"
 
+#if defined(__CUDACC__)
+#include <cuda_fp16.h>
+#endif
+
 namespace pfn::math {
 
 struct Half {
@@ -47,6 +51,9 @@ PFN_HD float widen(float value) { return value; }
 PFN_HD float widen(BFloat16 value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
 
 PFN_HD float widen(Half value) {
+#if defined(__CUDA_ARCH__)
+  return __half2float(__ushort_as_half(value.bits));
+#else
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const uint32_t magnitude = value.bits & 0x7fffu;
   // A subnormal m stands for m * 2^-24: put m under the exponent of 0.5 and take the 0.5 off.
@@ -55,6 +62,7 @@ PFN_HD float widen(Half value) {
   const uint32_t large = normal + (112u << 23);
   const uint32_t bits = magnitude < 0x0400u ? small : magnitude < 0x7c00u ? normal : large;
   return float_of(sign | bits);
+#endif
 }
 
 // narrow(value, to) rounds an accumulated value to the storage type at `to`.
@@ -69,6 +77,9 @@ PFN_HD void narrow(float value, BFloat16* to) {
 }
 
 PFN_HD void narrow(float value, Half* to) {
+#if defined(__CUDA_ARCH__)
+  to->bits = __half_as_ushort(__float2half_rn(value));
+#else
   const uint32_t bits = bits_of(value);
   const uint32_t magnitude = bits & 0x7fffffffu;
   // Below 2^-14 the sum with 0.5 rounds at 2^-24, the unit of the subnormals.
@@ -79,6 +90,7 @@ PFN_HD void narrow(float value, Half* to) {
                           : magnitude < 0x477ff000u ? normal
                                                     : special;
   to->bits = static_cast<uint16_t>(((bits >> 16) & 0x8000u) | result);
+#endif
 }
 
 }  // namespace pfn::math

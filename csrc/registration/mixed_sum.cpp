@@ -153,6 +153,8 @@ std::tuple<std::vector<Tensor>, Tensor> mixed_sum_backward_cpu(const Tensor& gra
   const Tensor model = backward_model(xs[0], grads);
   const MixedArgs args = check_mixed_args(op, xs, weights, model, wants_weights);
   check(same_shape(grad, model), op, ": grad must have the shape of xs");
+  check(grad.get_device_index() == weights.get_device_index(), op,
+        ": grad and weights must be on one device");
   const Tensor laid_out_grad = laid_out_like(model, grad);
   dispatch_mixed(op, xs[0], weights, [&](auto x_tag, auto y_tag) {
     using X = typename decltype(x_tag)::type;
@@ -185,6 +187,104 @@ std::tuple<std::vector<Tensor>, Tensor> mixed_sum_backward_cpu(const Tensor& gra
   return {std::move(grads), std::move(grad_weights)};
 }
 
+#ifdef PFN_WITH_CUDA
+Tensor dense(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// A fresh vector of accumulators on the device of `like`.
+template <typename Acc>
+Tensor scratch(const Tensor& like, int64_t count) {
+  const auto dtype = sizeof(Acc) == 8 ? torch::headeronly::ScalarType::Double
+                                      : torch::headeronly::ScalarType::Float;
+  return torch::stable::new_empty(like, {count}, dtype);
+}
+
+Tensor mixed_sum_cuda(const std::vector<Tensor>& xs, const Tensor& weights) {
+  constexpr const char* op = "mixed_sum";
+  check(!xs.empty(), op, ": xs must hold at least one candidate, got 0");
+  const torch::stable::accelerator::DeviceGuard guard(weights.get_device_index());
+  Tensor y = empty_like(xs[0], weights);
+  const MixedArgs args = check_mixed_args(op, xs, weights, y, /*reads_xs=*/true);
+  const Tensor dense_weights = dense(weights);
+  const cudaStream_t stream = current_stream(weights);
+  dispatch_mixed(op, xs[0], weights, [&](auto x_tag, auto y_tag) {
+    using X = typename decltype(x_tag)::type;
+    using Y = typename decltype(y_tag)::type;
+    using Acc = math::acc_t<X>;
+    const auto in = args.pointers<X>(op);
+    const Y* w = const_data<Y>(op, "weights", dense_weights);
+    Y* out = mutable_data<Y>(op, "y", y);
+    const int64_t numel = y.numel();
+    // One launch takes kMaxCudaOps candidates; more leave their running sum unrounded between.
+    const bool needs_scratch = args.num_ops() > math::kMaxCudaOps && sizeof(Y) < sizeof(Acc);
+    const Tensor running = needs_scratch ? scratch<Acc>(weights, numel) : y;
+    Acc* sum = args.num_ops() > math::kMaxCudaOps ? mutable_data<Acc>(op, "y", running) : nullptr;
+    for (int64_t k = 0; k < args.num_ops(); k += math::kMaxCudaOps) {
+      const int count = static_cast<int>(std::min<int64_t>(args.num_ops() - k, math::kMaxCudaOps));
+      const bool is_last = k + count == args.num_ops();
+      const Acc* start = k > 0 ? sum : nullptr;
+      check_launch(op, is_last
+                           ? cuda::launch_mixed_sum(in.data() + k, w + k, start, out, count, numel,
+                                                    stream)
+                           : cuda::launch_mixed_sum(in.data() + k, w + k, start, sum, count, numel,
+                                                    stream));
+    }
+  });
+  return y;
+}
+
+std::tuple<std::vector<Tensor>, Tensor> mixed_sum_backward_cuda(const Tensor& grad,
+                                                                const std::vector<Tensor>& xs,
+                                                                const Tensor& weights,
+                                                                const std::vector<int64_t>& wanted,
+                                                                bool wants_weights) {
+  constexpr const char* op = "mixed_sum_backward";
+  check(!xs.empty(), op, ": xs must hold at least one candidate, got 0");
+  const torch::stable::accelerator::DeviceGuard guard(weights.get_device_index());
+  const int64_t num_ops = static_cast<int64_t>(xs.size());
+  std::vector<Tensor> grads = empty_gradients(op, xs[0], num_ops, wanted);
+  Tensor grad_weights = torch::stable::new_empty(weights, {wants_weights ? num_ops : 0});
+  const Tensor model = backward_model(xs[0], grads);
+  const MixedArgs args = check_mixed_args(op, xs, weights, model, wants_weights);
+  check(same_shape(grad, model), op, ": grad must have the shape of xs");
+  check(grad.get_device_index() == weights.get_device_index(), op,
+        ": grad and weights must be on one device");
+  const Tensor laid_out_grad = laid_out_like(model, grad);
+  const Tensor dense_weights = dense(weights);
+  const cudaStream_t stream = current_stream(weights);
+  dispatch_mixed(op, xs[0], weights, [&](auto x_tag, auto y_tag) {
+    using X = typename decltype(x_tag)::type;
+    using Y = typename decltype(y_tag)::type;
+    using Acc = math::acc_t<X>;
+    const Y* g = const_data<Y>(op, "grad", laid_out_grad);
+    const Y* w = const_data<Y>(op, "weights", dense_weights);
+    const auto in = args.pointers<X>(op);
+    const auto out = gradient_pointers<X>(op, num_ops, wanted, grads);
+    const int64_t numel = model.numel();
+    const bool is_aligned =
+        cuda::mixed_sum_backward_is_aligned(g, in.data(), out.data(), num_ops);
+    const int64_t rows = cuda::partial_rows<X>(numel, is_aligned);
+    const Tensor partials = scratch<Acc>(weights, wants_weights ? rows * num_ops : 0);
+    Acc* partial = wants_weights ? mutable_data<Acc>(op, "partials", partials) : nullptr;
+    for (int64_t k = 0; k < num_ops; k += math::kMaxCudaOps) {
+      const int count = static_cast<int>(std::min<int64_t>(num_ops - k, math::kMaxCudaOps));
+      check_launch(op, cuda::launch_mixed_sum_backward(
+                           g, in.data() + k, w + k, out.data() + k,
+                           wants_weights ? partial + k : nullptr, static_cast<int>(num_ops), count,
+                           numel, is_aligned, stream));
+    }
+    if (wants_weights) {
+      check_launch(op, cuda::launch_mixed_sum_merge(
+                           static_cast<const Acc*>(partial),
+                           mutable_data<Y>(op, "grad_weights", grad_weights), rows,
+                           static_cast<int>(num_ops), stream));
+    }
+  });
+  return {std::move(grads), std::move(grad_weights)};
+}
+#endif
+
 }  // namespace
 }  // namespace pfn
 
@@ -192,3 +292,10 @@ STABLE_TORCH_LIBRARY_IMPL(pyfast_nas, CPU, m) {
   m.impl("mixed_sum", TORCH_BOX(&pfn::mixed_sum_cpu));
   m.impl("mixed_sum_backward", TORCH_BOX(&pfn::mixed_sum_backward_cpu));
 }
+
+#ifdef PFN_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(pyfast_nas, CUDA, m) {
+  m.impl("mixed_sum", TORCH_BOX(&pfn::mixed_sum_cuda));
+  m.impl("mixed_sum_backward", TORCH_BOX(&pfn::mixed_sum_backward_cuda));
+}
+#endif

@@ -1,0 +1,48 @@
+// Every launch_* function: the bridge that registration/ includes. They launch on the given stream,
+// return cudaGetLastError(), do nothing for no elements and allocate nothing.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "cuda/geometry.h"
+#include "math/accumulate.h"
+#include "math/limits.h"
+
+namespace pfn::cuda {
+
+// ---- mixed_sum -----------------------------------------------------------------------------------
+
+// out[i] = start[i] + sum_k weights[k] * xs[k][i], accumulated in acc_t<X>. One launch for at most
+// kMaxCudaOps candidates: their pointers travel in the parameter block.
+template <typename X, typename W, typename Out>
+cudaError_t launch_mixed_sum(const X* const* xs,            // [num_ops] host array of [numel]
+                             const W* weights,              // [num_ops]
+                             const math::acc_t<X>* start,   // [numel], or null for zero
+                             Out* out,                      // [numel]
+                             int num_ops, int64_t numel, cudaStream_t stream);
+
+// Whether the backward may move 16 bytes at a time: all its pointers allow it.
+template <typename X, typename Y>
+bool mixed_sum_backward_is_aligned(const Y* grad, const X* const* xs, X* const* grad_xs,
+                                   int64_t num_ops);
+
+// grad_xs[k][i] = weights[k] * grad[i] where grad_xs[k] is not null, and the partial dot products
+// <grad, xs[k]> of each block where partial is not null. At most kMaxCudaOps candidates a launch.
+template <typename X, typename Y>
+cudaError_t launch_mixed_sum_backward(const Y* grad,             // [numel]
+                                      const X* const* xs,        // [num_ops] host array of [numel]
+                                      const Y* weights,          // [num_ops]
+                                      X* const* grad_xs,         // [num_ops] host array, or null
+                                      math::acc_t<X>* partial,   // [partial_rows, row_length] or null
+                                      int row_length, int num_ops, int64_t numel, bool is_aligned,
+                                      cudaStream_t stream);
+
+// grad_weights[k] = sum of column k of partial, in double and in a fixed order.
+template <typename Acc, typename W>
+cudaError_t launch_mixed_sum_merge(const Acc* partial,  // [num_rows, num_ops]
+                                   W* grad_weights,     // [num_ops]
+                                   int64_t num_rows, int num_ops, cudaStream_t stream);
+
+}  // namespace pfn::cuda
