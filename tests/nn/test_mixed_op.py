@@ -223,7 +223,7 @@ def test_compiles_whole():
     mixed = edge(torch.float32)
     x, weights = batch(torch.float32)
     compiled = torch.compile(mixed, fullgraph=True, backend="aot_eager")
-    got, want = compiled(x, weights), mixed(x, weights)
+    want, got = mixed(x, weights), compiled(x, weights)
     torch.testing.assert_close(got, want, **FLOAT32)
     torch.testing.assert_close(
         torch.autograd.grad(got.sum(), (x, weights)),
