@@ -202,3 +202,20 @@ def test_frozen_statistics_nest_and_know_instance_norm():
     model(torch.randn(3, 2, 4, 4))  # negative control: outside, both layers do count
     assert not torch.equal(model[0].running_mean, before["0.running_mean"])
     assert not torch.equal(model[1].running_mean, before["1.running_mean"])
+
+
+@pytest.mark.parametrize("path", ["all", "one"])
+def test_autocast(path):
+    net = supernet()
+    if path == "all":
+        gates = {table: Softmax()(alpha) for table, alpha in net.alphas.items()}
+    else:
+        sampler = GumbelTopK(1)
+        gates = {t: next(sampler(alpha, SEED).split()) for t, alpha in net.alphas.items()}
+    want = net(images(), gates)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = net(images(), gates)
+    # Eight bits in every layer of three cells.
+    torch.testing.assert_close(got.float(), want, rtol=0.1, atol=0.1)
+    got.float().sum().backward()
+    assert all(alpha.grad.dtype == torch.float32 for alpha in net.arch_parameters())
