@@ -209,23 +209,22 @@ bool sample_row(const GumbelTopkArgs<T>& args, T* scratch, int64_t row) {
   }
 
   const T reference = best.keys[args.conditional ? k - 1 : 0];
-  Value sums[L::kVectors] = {};
-  for (int64_t j = 0; j < padded; j += kChunk) {
-    for (int v = 0; v < L::kVectors; ++v) {
-      const int64_t column = j + v * L::kWidth;
+  double sum = 0.0;
+  for (int64_t block = 0; block < padded; block += kSumBlock) {
+    const int64_t end = block + kSumBlock < padded ? block + kSumBlock : padded;
+    Value sums{};
+    for (int64_t j = block; j < end; j += L::kWidth) {
       Value key;
-      __builtin_memcpy(&key, keys + column, sizeof(key));
-      sums[v] += math::relaxed_term<L>(
-          key, columns_from(static_cast<int32_t>(column), key), Value{} + reference,
-          Value{} + best.keys[k - 1], typename L::Index{} + best.index[k - 1], args.inv_tau,
-          args.conditional);
+      __builtin_memcpy(&key, keys + j, sizeof(key));
+      sums += math::relaxed_term<L>(key, columns_from(static_cast<int32_t>(j), key),
+                                    Value{} + reference, Value{} + best.keys[k - 1],
+                                    typename L::Index{} + best.index[k - 1], args.inv_tau,
+                                    args.conditional);
     }
+    sum += static_cast<double>(sum_lanes(sums));
   }
-  for (int v = 1; v < L::kVectors; ++v) {
-    sums[0] += sums[v];
-  }
-  math::relaxed_weights<math::Scalar<T>>(best.keys, sum_lanes(sums[0]), k, args.inv_tau,
-                                           args.conditional, args.weights + row * k);
+  math::relaxed_weights<math::Scalar<T>>(best.keys, static_cast<T>(sum), k, args.inv_tau,
+                                         args.conditional, args.weights + row * k);
   for (int64_t r = 0; r < k; ++r) {
     args.indices[row * k + r] = best.index[r];
   }

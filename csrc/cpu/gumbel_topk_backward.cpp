@@ -82,8 +82,13 @@ class RowBackward {
   T exponentials(T reference) const {
     const T last = key(args_.k - 1);
     const int32_t last_column = static_cast<int32_t>(indices_[args_.k - 1]);
+    double total = 0.0;
     Value sum{};
     for_each_vector([&](int64_t column, int64_t count) {
+      if (column % kSumBlock == 0) {
+        total += static_cast<double>(sum_lanes(sum));
+        sum = Value{};
+      }
       Value keys = Value{} - __builtin_huge_valf();
       __builtin_memcpy(&keys, keys_ + column, static_cast<size_t>(count) * sizeof(T));
       Value e = L::exp((keys - reference) * args_.inv_tau);
@@ -93,7 +98,7 @@ class RowBackward {
       sum += e;
       __builtin_memcpy(grad_ + column, &e, static_cast<size_t>(count) * sizeof(T));
     });
-    return sum_lanes(sum);
+    return static_cast<T>(total + static_cast<double>(sum_lanes(sum)));
   }
 
   // Multiplies grad_ by factor / tau, except at kept candidates if conditional.

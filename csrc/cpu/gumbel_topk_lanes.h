@@ -234,4 +234,7 @@ PFN_INLINE float sum_lanes(FloatLanes value) {
 }
 PFN_INLINE double sum_lanes(double value) { return value; }
 
+// Columns summed in one vector before the sum moves on to double: bounds the error of long rows.
+constexpr int64_t kSumBlock = 1024;
+
 }  // namespace pfn::cpu::PFN_ISA

@@ -324,7 +324,7 @@ def _noise(seed: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
         u = reference.philox_uniform(seed, 0, rows, columns, 0)
         return reference.gumbel_from_uniform(u.to(dtype))
     zeros = torch.zeros((rows, columns), dtype=dtype, device=seed.device)
-    return _library.call_gumbel_topk(zeros, 1, 1.0, seed, False, True, None)[2]
+    return torch.ops.pyfast_nas.gumbel_topk.default(zeros, 1, 1.0, seed, False, True, None)[2]
 
 
 def _batch_first(tensor: Tensor, dim: int | None, batch: int) -> Tensor:
