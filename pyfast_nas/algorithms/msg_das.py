@@ -168,7 +168,8 @@ class MSGDAS(GradientSearch):
     @property
     def tau(self) -> float:
         """Temperature of this epoch."""
-        return self.tau_max - (self.tau_max - self.tau_min) * self.epoch / max(self.epochs - 1, 1)
+        done = self.epoch / max(self.epochs - 1, 1)
+        return self.tau_max * (1 - done) + self.tau_min * done
 
     @property
     def current_drop_rate(self) -> float:

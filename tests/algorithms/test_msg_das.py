@@ -371,6 +371,22 @@ class TestGuidance:
         assert seen == [(None, 0.0)] * 2
 
 
+def test_every_pass_has_masks_of_its_own(start, skip_heavy, image_batch, monkeypatch):
+    """Keyed by the seed of the step, the offset of the pass and the number of the sub-graph."""
+    algorithm = start(MSGDAS(alpha_warmup=0, paths=3), skip_heavy)
+    keys = []
+    active = algorithm.drop_blocks.active
+
+    def spy(*, rate, block, seed, path):
+        keys.append((rate, block, *seed.tolist(), path))
+        return active(rate=rate, block=block, seed=seed, path=path)
+
+    monkeypatch.setattr(algorithm.drop_blocks, "active", spy)
+    algorithm.step(image_batch(0), image_batch(1))
+    seed = ops.draw_seed(torch.Generator().manual_seed(0)).tolist()[0]
+    assert keys == [(0.3, 3, seed, offset, path) for offset in (0, 1) for path in range(3)]
+
+
 class TestSchedules:
     def run(self, start, tiny_batch, epochs, **options):
         algorithm = start(MSGDAS(**options), epochs=epochs, steps_per_epoch=1)
