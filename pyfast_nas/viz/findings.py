@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pyfast_nas.viz.markup import number, printable, share_of_one
+from pyfast_nas.viz.markup import printable
 from pyfast_nas.viz.run_folder import RunFolder
+from pyfast_nas.viz.units import number, share_of_one
 
 __all__ = ["Finding", "examine"]
 

@@ -1,16 +1,17 @@
-"""Pictures of a cell: SVG of our own drawing, and DOT and Mermaid text.
+"""The picture of a cell: SVG of our own drawing.
 
 No layout program is needed, and the same genotype always gives the same bytes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pyfast_nas.spaces.base import Genotype
+from pyfast_nas.viz.cell import FAMILIES, Cell, Family, family_of, read_cell
 from pyfast_nas.viz.layout import Item, Layout, lay_out
-from pyfast_nas.viz.markup import attributes, escape, number, printable
+from pyfast_nas.viz.markup import attributes, escape, printable
+from pyfast_nas.viz.units import number
 
-__all__ = ["Family", "cell_svg", "family_of", "input_name", "to_dot", "to_mermaid"]
+__all__ = ["cell_svg"]
 
 FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Arial, sans-serif"
 MONO = "ui-monospace, 'SF Mono', 'DejaVu Sans Mono', Menlo, Consolas, monospace"
@@ -20,69 +21,12 @@ LONGEST_LABEL = 40  # characters; what is cut off stands in the tooltip
 MARGIN = 18.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """Candidate operations of one kind, drawn in one colour (light page, dark page)."""
-
-    key: str
-    name: str
-    line: tuple[str, str]
-    fill: tuple[str, str]
-
-
-FAMILIES = (
-    Family(
-        key="sep",
-        name="separable convolution",
-        line=("#1d5fa8", "#7db4f0"),
-        fill=("#e4eefa", "#17304d"),
-    ),
-    Family(
-        key="dil",
-        name="dilated convolution",
-        line=("#6b3fa0", "#c5a5ef"),
-        fill=("#efe8f8", "#30234a"),
-    ),
-    Family(key="pool", name="pooling", line=("#a85200", "#f0ab5f"), fill=("#fcefdd", "#43290c")),
-    Family(
-        key="skip",
-        name="skip connection",
-        line=("#2a7a30", "#82cf88"),
-        fill=("#e4f3e5", "#16371a"),
-    ),
-    Family(key="none", name="none", line=("#6a6a6a", "#a8a8a8"), fill=("#eeeeee", "#333333")),
-    Family(
-        key="other",
-        name="other operation",
-        line=("#00707a", "#6fd0d8"),
-        fill=("#dff3f4", "#0c393d"),
-    ),
-)
-_BY_KEY = {family.key: family for family in FAMILIES}
 _PAPER, _INK, _SOFT, _STATE = (
     ("#ffffff", "#181b20"),
     ("#1c1f24", "#e6e8eb"),
     ("#5c636d", "#a3abb5"),
     ("#f0f1f3", "#2a2f37"),
 )
-
-
-def family_of(op: str) -> Family:
-    """Say which kind of operation a candidate name stands for.
-
-    Example:
-        >>> family_of("sep_conv_5x5").name
-        'separable convolution'
-    """
-    for key, marks in (
-        ("sep", ("sep_conv",)),
-        ("dil", ("dil_conv",)),
-        ("pool", ("pool",)),
-        ("skip", ("skip", "identity")),
-    ):
-        if any(mark in op for mark in marks):
-            return _BY_KEY[key]
-    return _BY_KEY["none" if op in {"none", "zero"} else "other"]
 
 
 def cell_svg(genotype: Genotype, table: str, *, inline: bool = False) -> str:
@@ -111,7 +55,7 @@ def cell_svg(genotype: Genotype, table: str, *, inline: bool = False) -> str:
         >>> cell_svg(genotype, "cell").startswith("<svg")
         True
     """
-    cell = _read_cell(genotype, table, "cell_svg")
+    cell = read_cell(genotype, table, "cell_svg")
     names = cell.names
     sizes = {
         state: (max(38.0, 22.0 + CHARACTER_WIDTH * len(name.replace("_", ""))), 34.0)
@@ -151,106 +95,13 @@ def cell_svg(genotype: Genotype, table: str, *, inline: bool = False) -> str:
     return f"<svg{head}>\n{_style()}\n{ground}\n{shift}\n" + "\n".join(body) + "\n</g>\n</svg>\n"
 
 
-def to_dot(genotype: Genotype, table: str) -> str:
-    """Write one cell as a Graphviz digraph.
-
-    Example:
-        >>> from pyfast_nas.spaces.base import Genotype, GenotypeEdge
-        >>> edges = (GenotypeEdge(source=0, target=1, op="skip_connect"),)
-        >>> genotype = Genotype(space="toy", cells={"cell": edges}, outputs={"cell": (1,)})
-        >>> print(to_dot(genotype, "cell").splitlines()[4].strip())
-        "input" -> "0" [label="skip_connect", color="#2a7a30"];
-    """
-    cell = _read_cell(genotype, table, "to_dot")
-
-    def quoted(text: str) -> str:
-        return '"' + printable(text).replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-    lines = [f"digraph {quoted(table)} {{", "  rankdir=LR;"]
-    lines.append('  node [shape=box, style="rounded,filled", fillcolor="#f0f1f3"];')
-    lines.append(
-        f"  {{ rank=source; {' '.join(quoted(cell.names[s]) + ';' for s in cell.inputs)} }}"
-    )
-    for source, target, op in cell.edges:
-        ends = f"{quoted(cell.names[source])} -> {quoted(cell.names[target])}"
-        lines.append(f'  {ends} [label={quoted(op)}, color="{family_of(op).line[0]}"];')
-    for source in cell.concatenated:
-        lines.append(f"  {quoted(cell.names[source])} -> {quoted(cell.names[cell.output])};")
-    return "\n".join([*lines, "}", ""])
-
-
-def to_mermaid(genotype: Genotype, table: str) -> str:
-    """Write one cell as a Mermaid flowchart.
-
-    Example:
-        >>> from pyfast_nas.spaces.base import Genotype, GenotypeEdge
-        >>> edges = (GenotypeEdge(source=0, target=1, op="skip_connect"),)
-        >>> genotype = Genotype(space="toy", cells={"cell": edges}, outputs={"cell": (1,)})
-        >>> print(to_mermaid(genotype, "cell").splitlines()[-2].strip())
-        s0 -->|"skip_connect"| s1
-    """
-    cell = _read_cell(genotype, table, "to_mermaid")
-
-    def quoted(text: str) -> str:
-        # Mermaid has entities of its own; a raw quote or angle bracket would end the label.
-        safe = "".join(
-            c if c.isalnum() or c in " _-+.,:(){}" else f"#{ord(c)};" for c in printable(text)
-        )
-        return f'"{safe}"'
-
-    lines = ["flowchart LR"]
-    lines += [f"  s{state}[{quoted(name)}]" for state, name in cell.names.items()]
-    lines += [f"  s{s} -->|{quoted(op)}| s{t}" for s, t, op in cell.edges]
-    lines += [f"  s{s} --> s{cell.output}" for s in cell.concatenated]
-    return "\n".join([*lines, ""])
-
-
-def input_name(state: int, inputs: int) -> str:
-    """Name an input state of a cell that has so many.
-
-    Example:
-        >>> input_name(0, 2), input_name(0, 1)
-        ('c_{k-2}', 'input')
-    """
-    if inputs == 2:
-        return ("c_{k-2}", "c_{k-1}")[state]
-    return "input" if inputs == 1 else f"in_{state}"
-
-
-@dataclass(frozen=True)
-class _Cell:
-    inputs: Sequence[int]
-    edges: Sequence[tuple[int, int, str]]
-    concatenated: Sequence[int]
-    output: int
-    names: dict[int, str]
-
-
-def _read_cell(genotype: Genotype, table: str, function: str) -> _Cell:
-    if table not in genotype.cells:
-        known = ", ".join(map(repr, genotype.cells))
-        raise ValueError(f"{function}: table must be one of {known}, got {table!r}")
-    edges = [(edge.source, edge.target, edge.op) for edge in genotype.cells[table]]
-    outputs = list(genotype.outputs[table])
-    targets = {target for _s, target, _o in edges}
-    states = sorted({state for s, t, _o in edges for state in (s, t)} | set(outputs))
-    # States are numbered inputs first, so everything below the first target is an input,
-    # drawn also where no edge was kept that starts there.
-    inputs = list(range(min(targets, default=len(states))))
-    names = {state: f"{state - len(inputs)}" for state in states if state not in inputs}
-    names |= {state: input_name(state, len(inputs)) for state in inputs}
-    output = max(names) + 1
-    names[output] = "output"
-    return _Cell(inputs, edges, outputs, output, dict(sorted(names.items())))
-
-
 def _port(item: Item, place: int, count: int, side: float) -> tuple[float, float]:
     """Where the ``place``-th of ``count`` lines meets a box, so that lines do not run together."""
     spread = min(9.0, (item.height - 12) / max(1, count - 1)) if item.height else 0.0
     return item.x + side * item.width / 2, item.y + (place - (count - 1) / 2) * spread
 
 
-def _lines(plan: Layout, ops: Sequence[str], names: dict[int, str], cell: _Cell) -> str:
+def _lines(plan: Layout, ops: Sequence[str], names: dict[int, str], cell: Cell) -> str:
     """Lines from box to box, each with an arrow head at the target and a tooltip."""
     incoming: dict[int, list[tuple[float, int]]] = {}
     outgoing: dict[int, list[tuple[float, int]]] = {}

@@ -12,6 +12,7 @@ from pyfast_nas.errors import DataError
 from pyfast_nas.nn.cell import edge_list
 from pyfast_nas.spaces import SPACES
 from pyfast_nas.spaces.base import Genotype, SearchSpace
+from pyfast_nas.viz import shapes
 from pyfast_nas.viz.markup import printable
 
 __all__ = ["RunFolder"]
@@ -66,33 +67,37 @@ class RunFolder:
             raise FileNotFoundError(f"run: {printable(path)} must be the folder of a run")
         if not (path / "config.json").is_file():
             raise DataError(f"run: {printable(path)} must hold a config.json: not a run folder")
-        config = _read_json(path / "config.json")
-        metrics, timing = _read_lines(path / "metrics.jsonl"), _read_lines(path / "timing.jsonl")
         genotype, evaluation = path / "genotype.json", path / "evaluation.json"
-        result = _read_json(path / "result.json") if (path / "result.json").is_file() else {}
+        alphas = _read_lines(path / "alphas.jsonl", shapes.ALPHAS, ("epoch", "alphas"))
+        _require_same_tables(alphas, printable(path / "alphas.jsonl"))
+        metrics = _read_lines(path / "metrics.jsonl", shapes.METRICS, ("kind", "epoch"))
+        timing = _read_lines(path / "timing.jsonl", shapes.TIMING, ("kind",))
         return cls(
             path=path,
-            config=config,
-            steps=[line for line in metrics if line.get("kind") == "step"],
-            epochs=[line for line in metrics if line.get("kind") == "epoch"],
-            alphas=[line for line in _read_lines(path / "alphas.jsonl") if "alphas" in line],
-            timing=[line for line in timing if line.get("kind") == "epoch"],
+            config=_read_json(path / "config.json", shapes.CONFIG),
+            steps=[line for line in metrics if line["kind"] == "step"],
+            epochs=[line for line in metrics if line["kind"] == "epoch"],
+            alphas=alphas,
+            timing=[line for line in timing if line["kind"] == "epoch"],
             totals={
                 str(line.get("phase", "search")): line["seconds"]
                 for line in timing
-                if line.get("kind") == "total" and _is_number(line.get("seconds"))
+                if line["kind"] == "total" and _is_number(line.get("seconds"))
             },
             genotype=Genotype.load(genotype) if genotype.is_file() else None,
-            evaluation=_read_json(evaluation) if evaluation.is_file() else None,
-            warnings=[str(line) for line in result.get("warnings", [])],
+            evaluation=_read_json(evaluation, shapes.EVALUATION) if evaluation.is_file() else None,
+            warnings=_read_json(path / "result.json", shapes.RESULT).get("warnings", ())
+            if (path / "result.json").is_file()
+            else (),
         )
 
     @cached_property
     def space(self) -> SearchSpace | None:
         """The search space of the run, or ``None`` where its description is not one of ours."""
         options = dict(self.config.get("space", {}))
-        build = SPACES.get(options.pop("name", None))
-        if build is None:
+        build = SPACES.get(options.pop("name", ""))
+        # The rows of a cell grow with the square of its nodes: a file must not ask for gigabytes.
+        if build is None or not all(_is_small(options.get(key)) for key in ("nodes", "cells")):
             return None
         try:
             return build(**{key: _frozen(value) for key, value in options.items()})
@@ -179,6 +184,18 @@ class RunFolder:
         return list(self.alphas[-1]["alphas"]) if self.alphas else []
 
 
+def _require_same_tables(alphas: Sequence[Record], where: str) -> None:
+    """Refuse logits whose tables change in size from line to line."""
+    sizes = [
+        {table: [len(row) for row in rows] for table, rows in line["alphas"].items()}
+        for line in alphas
+    ]
+    if any(size != sizes[0] for size in sizes) or not all(
+        rows and all(rows) for size in sizes for rows in size.values()
+    ):
+        raise DataError(f"run: {where} must hold the same tables in every line")
+
+
 def _softmax(row: Sequence[float | None]) -> list[float]:
     # A padded candidate is written as null (JSON has no infinity): it is never chosen.
     logits = [-math.inf if value is None else float(value) for value in row]
@@ -191,6 +208,10 @@ def _softmax(row: Sequence[float | None]) -> list[float]:
 
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(part) for part in value) if isinstance(value, list) else value
+
+
+def _is_small(value: object) -> bool:
+    return not isinstance(value, int) or abs(value) <= 1000
 
 
 def _is_number(value: object) -> bool:
@@ -206,27 +227,32 @@ def _read_text(path: Path) -> str:
         raise DataError(f"run: {printable(path)} must be UTF-8 text") from None
 
 
-def _parse(text: str, where: str) -> Record:
+def _parse(text: str, shape: Mapping[str, Any], where: str) -> Record:
     try:
-        record = json.loads(text)
+        record = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise DataError(f"run: {where} must be JSON: {printable(error, 120)}") from None
-    if not isinstance(record, dict):
-        raise DataError(f"run: {where} must be a JSON object, got {type(record).__name__}")
+    shapes.require(record, shape, where)
     return record
 
 
-def _read_json(path: Path) -> Record:
-    return _parse(_read_text(path), printable(path))
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is no number")
 
 
-def _read_lines(path: Path) -> list[Record]:
+def _read_json(path: Path, shape: Mapping[str, Any]) -> Record:
+    return _parse(_read_text(path), shape, printable(path))
+
+
+def _read_lines(path: Path, shape: Mapping[str, Any], needed: Sequence[str]) -> list[Record]:
     if not path.is_file():
         return []
-    lines = _read_text(path).split("\n")
+    records = []
     # Every whole line ends in a newline, so what stands behind the last one was cut off.
-    return [
-        _parse(line, f"line {number} of {printable(path)}")
-        for number, line in enumerate(lines[:-1], start=1)
-        if line.strip()
-    ]
+    for number, line in enumerate(_read_text(path).split("\n")[:-1], start=1):
+        if line.strip():
+            where = f"line {number} of {printable(path)}"
+            records.append(_parse(line, shape, where))
+            if missing := [key for key in needed if key not in records[-1]]:
+                raise DataError(f"run: {where} must have {missing[0]}")
+    return records

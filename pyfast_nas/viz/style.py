@@ -1,6 +1,6 @@
 """The style sheet of the report page: light, dark, narrow and printed."""
 
-from pyfast_nas.viz.chart import LEVELS
+from pyfast_nas.viz.heat import LEVELS
 
 __all__ = ["style_sheet"]
 

@@ -1,7 +1,7 @@
 """A genotype in words, for a terminal of any character set."""
 
 from pyfast_nas.spaces.base import Genotype
-from pyfast_nas.viz.graph import input_name
+from pyfast_nas.viz.cell import input_name
 from pyfast_nas.viz.markup import printable
 
 __all__ = ["describe"]

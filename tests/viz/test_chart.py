@@ -5,16 +5,8 @@ import math
 import re
 import xml.etree.ElementTree as ElementTree
 
-from pyfast_nas.viz.chart import (
-    MOST_COLUMNS,
-    Group,
-    Line,
-    Scale,
-    dot_plot,
-    heat_map,
-    heat_strip,
-    line_chart,
-)
+from pyfast_nas.viz.chart import Group, Line, dot_plot, line_chart
+from pyfast_nas.viz.heat import MOST_COLUMNS, Scale, heat_map, heat_strip
 
 
 def texts(svg):

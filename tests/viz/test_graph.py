@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from pyfast_nas.spaces import DARTS, DARTS_V1, DARTS_V2, Genotype, GenotypeEdge, Toy
-from pyfast_nas.viz.graph import cell_svg, family_of, to_dot, to_mermaid
+from pyfast_nas.viz.cell import family_of
+from pyfast_nas.viz.graph import cell_svg
+from pyfast_nas.viz.graph_text import to_dot, to_mermaid
 
 SVG = "{http://www.w3.org/2000/svg}"
 TOY = Toy().optimum()

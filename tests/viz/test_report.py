@@ -1,6 +1,7 @@
 """The report page: self-contained, honest, whole with every optional file missing."""
 
 import json
+import random
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -10,7 +11,7 @@ import pytest
 from pyfast_nas.errors import DataError
 from pyfast_nas.spaces import Toy
 from pyfast_nas.viz.findings import examine
-from pyfast_nas.viz.report import write_report
+from pyfast_nas.viz.report import render_report, write_report
 from pyfast_nas.viz.run_folder import RunFolder
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -159,10 +160,10 @@ def test_a_line_that_was_cut_off_is_left_out(runs):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("config.json", b"[1]", "must be a JSON object, got list"),
+        ("config.json", b"[1]", "must be dict, got list"),
         ("config.json", b"{", "must be JSON"),
         ("config.json", b"\xff\xfe", "must be UTF-8"),
-        ("alphas.jsonl", b'{"epoch": 0}\n}\n', "line 2 of"),
+        ("alphas.jsonl", b'{"epoch": 0, "alphas": {}}\n}\n', "line 2 of"),
         ("metrics.jsonl", b"[" * 100_000 + b"\n", "must be JSON"),
     ],
 )
@@ -231,3 +232,35 @@ def test_checklist_sees_collapse_and_an_early_end(runs):
     found = levels(folder)
     assert found["Only 3 of 50 epochs were searched."] == "warn"
     assert sum("leans on skip connections (8 of 8" in text for text in found) == 2
+
+
+def mutated(value, choose):
+    """Copy a JSON value with one thing in it, picked at random, turned into something else."""
+    strange = (None, True, -1, 1e300, "text", [], {}, [None], {"a": [1]}, [[1]])
+    if not isinstance(value, dict | list) or not value or choose.random() < 0.2:
+        return choose.choice(strange)
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    picked, copied = choose.choice(list(keys)), value.copy()
+    copied[picked] = mutated(value[picked], choose)
+    return copied
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "evaluation.json", "result.json", "metrics", "alphas", "timing"]
+)
+def test_whatever_the_files_hold_ends_in_a_page_or_one_clear_error(runs, name):
+    folder = runs.make(space=Toy(), epochs=1)
+    choose = random.Random(name)
+    path = folder / (name if "." in name else f"{name}.jsonl")
+    lines = path.read_text().splitlines() if "." not in name else [path.read_text()]
+    outcomes = set()
+    for _ in range(40):
+        place = choose.randrange(len(lines))
+        changed = json.dumps(mutated(json.loads(lines[place]), choose))
+        path.write_text("".join(f"{x}\n" for x in [*lines[:place], changed, *lines[place + 1 :]]))
+        try:
+            render_report(RunFolder.read(folder))
+            outcomes.add("page")
+        except DataError:
+            outcomes.add("error")
+    assert outcomes == {"page", "error"}
