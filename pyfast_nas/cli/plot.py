@@ -1,0 +1,60 @@
+"""``pyfast-nas plot``: the cells of a genotype as SVG, DOT or Mermaid."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from pyfast_nas.cli.inputs import quoted_path, read_genotype
+from pyfast_nas.errors import ConfigError
+from pyfast_nas.viz.graph import cell_svg
+from pyfast_nas.viz.graph_text import to_dot, to_mermaid
+from pyfast_nas.viz.markup import printable
+
+__all__ = ["Plot", "run"]
+
+WRITERS = {"svg": cell_svg, "dot": to_dot, "mermaid": to_mermaid}
+SUFFIXES = {".svg": "svg", ".dot": "dot", ".gv": "dot", ".mmd": "mermaid", ".mermaid": "mermaid"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plot:
+    """Draw the cells of a genotype."""
+
+    genotype: tyro.conf.Positional[Path]
+    """Genotype file, or the folder of a run."""
+    format: Literal["svg", "dot", "mermaid"] | None = None
+    """What to write; by default what the ending of the output says, else svg."""
+    cell: str | None = None
+    """Which cell, for example normal; all of them if not given."""
+    output: Path | None = None
+    """File to write, its name extended by the cell where there are several; stdout without it."""
+
+
+def run(options: Plot) -> int:
+    """Write the pictures; return the exit code."""
+    genotype = read_genotype(options.genotype)
+    cells = list(genotype.cells) if options.cell is None else [options.cell]
+    if unknown := set(cells) - set(genotype.cells):
+        raise ConfigError(
+            f"plot: --cell must be one of {', '.join(genotype.cells)}, got "
+            f"{printable(unknown.pop(), 200)!r}"
+        )
+    suffix = options.output.suffix.lower() if options.output is not None else ""
+    write = WRITERS[options.format or SUFFIXES.get(suffix, "svg")]
+    if options.output is None:
+        if len(cells) > 1:
+            raise ConfigError(
+                f"plot: one --cell must be chosen ({', '.join(cells)}) or an --output named, "
+                f"since stdout takes one picture"
+            )
+        print(write(genotype, cells[0]), end="")
+        return 0
+    for cell in cells:
+        path = options.output
+        if len(cells) > 1:
+            path = path.with_name(f"{path.stem}-{cell}{path.suffix}")
+        path.write_text(write(genotype, cell), encoding="utf-8")
+        print(f"wrote {quoted_path(path)}")
+    return 0
