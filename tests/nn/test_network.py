@@ -150,7 +150,7 @@ except ImportError:
 @pytest.mark.promise("R4")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_exported_network_runs_without_the_package(tmp_path):
-    net = build(DARTS_V1, auxiliary=True)
+    net = build(DARTS_V1, cells=2, auxiliary=True)
     for _ in range(2):
         net(images(32))  # running statistics away from their start
     net.eval()
