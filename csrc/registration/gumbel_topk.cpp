@@ -52,12 +52,28 @@ Tensor packed(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
+int32_t device_type(const Tensor& tensor) {
+  int32_t type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+  return type;
+}
+
+// Whether there is memory to read. The quick call comes here past the dispatcher, which otherwise
+// keeps sparse and meta tensors away.
+bool is_dense(const Tensor& tensor) {
+  int32_t layout = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
+  const int32_t device = device_type(tensor);
+  return layout == aoti_torch_layout_strided() &&
+         (device == aoti_torch_device_type_cpu() || device == aoti_torch_device_type_cuda());
+}
+
 bool on_one_device(const Tensor& a, const Tensor& b) {
-  return a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
+  return device_type(a) == device_type(b) && a.get_device_index() == b.get_device_index();
 }
 
 void check_seed(const char* op, const Tensor& seed) {
-  check(holds<int64_t>(seed) && seed.dim() == 1 && seed.size(0) == 2, op,
+  check(is_dense(seed) && holds<int64_t>(seed) && seed.dim() == 1 && seed.size(0) == 2, op,
         ": seed must be an int64 tensor [2], a seed and an offset");
 }
 
@@ -77,6 +93,8 @@ struct SampleArgs {
   SampleArgs(const char* op, const Tensor& raw_logits, int64_t k, double tau, const Tensor& seed,
              const std::optional<Tensor>& raw_noise)
       : logits(raw_logits) {
+    check(is_dense(raw_logits) && (!raw_noise || is_dense(*raw_noise)), op,
+          ": logits and noise must be dense strided tensors");
     check(raw_logits.dim() == 2, op, ": logits must have shape [num_edges, num_ops]");
     rows = raw_logits.size(0);
     columns = raw_logits.size(1);

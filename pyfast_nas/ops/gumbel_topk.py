@@ -20,6 +20,7 @@ from pyfast_nas.ops._sampling_checks import (
 )
 
 _PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+_PLAIN_NOISE = (type(None), *_PLAIN_TENSORS)
 _RELAXATIONS = ("shared", "conditional")
 
 __all__ = ["draw_seed", "gumbel_noise", "gumbel_topk", "philox_uniform"]
@@ -77,10 +78,12 @@ def gumbel_topk(
     """
     if (
         type(logits) in _PLAIN_TENSORS
+        and type(noise) in _PLAIN_NOISE
         and type(k) is int
         and type(tau) is float
         and relaxation in _RELAXATIONS
         and _is_untracked(logits, noise)
+        and (logits.is_cpu or logits.is_cuda)
         and _ext.compiled_for(logits.device)
     ):
         # The kernel checks all that is left to check; who was wrong is found out afterwards.
