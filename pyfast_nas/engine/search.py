@@ -22,10 +22,10 @@ from pyfast_nas.engine.evaluation import evaluate_against_random
 from pyfast_nas.engine.health import alpha_rows, collapsed, health, require_finite
 from pyfast_nas.engine.memory import peak_bytes
 from pyfast_nas.engine.metrics import Means, MetricBuffer
+from pyfast_nas.engine.preparation import data_record, fitted_space, package_record
 from pyfast_nas.engine.progress import Progress, Silent
 from pyfast_nas.engine.randomness import seeded
 from pyfast_nas.engine.run_files import RunFiles
-from pyfast_nas.engine.setup import data_record, fitted_space, package_record
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.spaces.base import Genotype, SearchSpace, probabilities
 from pyfast_nas.typing import LossFn
@@ -135,6 +135,8 @@ def search(
         valid_fraction=config.valid_fraction,
     )
     record = _record(space, data, algorithm, config, loader, device)
+    for note in (*data.notes, f"kernels in use: {record['kernels']}"):
+        _LOG.info("search: %s", note)
     files = RunFiles(config.output, overwrite=config.overwrite)
     files.write_json("config.json", record)
     started = time.perf_counter()

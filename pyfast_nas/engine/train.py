@@ -19,10 +19,10 @@ from pyfast_nas.engine.config import TrainConfig, run_device
 from pyfast_nas.engine.export import write_network
 from pyfast_nas.engine.memory import peak_bytes
 from pyfast_nas.engine.metrics import Means, MetricBuffer
+from pyfast_nas.engine.preparation import data_record, fitted_space, package_record
 from pyfast_nas.engine.progress import Progress, Silent
 from pyfast_nas.engine.randomness import seeded
 from pyfast_nas.engine.run_files import RunFiles
-from pyfast_nas.engine.setup import data_record, fitted_space, package_record
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.spaces.base import Genotype, SearchSpace
 
@@ -117,7 +117,7 @@ def train(
         normalize = Normalize(data, device)
         accuracy, loss = evaluate(module, data.test_x, data.test_y, normalize, device)
     parameters = sum(value.numel() for value in module.parameters())
-    write_network(files, module, normalize(data.test_x[:2].to(device)))
+    write_network(files, module, normalize(data.train_x[:2].to(device)))
     result = {"accuracy": accuracy, "loss": loss, "parameters": parameters}
     files.write_json("result.json", result)
     seconds = time.perf_counter() - started

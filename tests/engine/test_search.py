@@ -427,11 +427,35 @@ def test_space_by_name_suits_the_data_and_one_in_hand_is_kept():
     assert (result.space.channels, result.space.cells, result.space.num_classes) == (2, 1, 10)
 
 
-def test_notes_of_the_data_reach_the_configuration(tmp_path):
+@pytest.mark.promise("B5")
+def test_notes_and_kernels_are_logged_and_kept(caplog):
     x, y = synthetic_images(64, size=8).train_x, synthetic_images(64, size=8).train_y
     space = DARTSSpace(channels=2, cells=1, nodes=1)
-    result = search(space, (x, y), epochs=0, batch_size=4, compare=0, output=tmp_path / "a")
+    with caplog.at_level(logging.INFO, "pyfast_nas"):
+        result = search(space, (x, y), epochs=0, batch_size=4, compare=0)
     assert "kept for testing" in result.record["data"]["notes"][0]
+    assert "kept for testing" in caplog.text and "'mixed_sum': '" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["darts", "msg-das"])
+def test_real_images_move_the_alphas(real_data, name, tmp_path):
+    result = search(
+        DARTSSpace(channels=2, cells=1, nodes=1),
+        f"cifar10:{real_data / 'cifar-10-batches-bin'}",
+        algorithm=name,
+        epochs=1,
+        batch_size=50,
+        valid_fraction=0.9,  # two steps: enough to move, quick to run
+        compare=0,
+        output=tmp_path / "a",
+    )
+    assert result.record["data"]["notes"][0] == "1 of 5 training batches: 1000 of 50000 images"
+    start, end = (row["alphas"] for row in lines(tmp_path / "a" / "alphas.jsonl"))
+    for table in start:
+        moved = torch.tensor(end[table]) - torch.tensor(start[table])
+        # Adam's first steps move every logit by about its rate, 3e-4.
+        assert 1e-4 < float(moved.abs().max()) < 1e-2
+    assert result.warnings == ()
 
 
 def test_configuration_object_and_options_together():
