@@ -127,8 +127,6 @@ class SharedWeightSearch:
             for key, value in options.items()
         }
 
-    # -- set-up ---------------------------------------------------------------------------------
-
     def prepare(
         self,
         supernet: Supernet,
@@ -195,8 +193,6 @@ class SharedWeightSearch:
                 "steps_per_epoch=...) first"
             )
 
-    # -- passes through the supernet ------------------------------------------------------------
-
     def _evaluate(
         self, split: str, batch: Batch, gates: dict[str, GateOutput]
     ) -> tuple[Tensor, Tensor, Metrics]:
@@ -231,8 +227,6 @@ class SharedWeightSearch:
         yield
         torch.nn.utils.clip_grad_norm_(self.weights, self.gradient_clip, foreach=True)
         self.weight_optimizer.step()
-
-    # -- results --------------------------------------------------------------------------------
 
     @property
     def alphas(self) -> Alphas:
@@ -275,8 +269,6 @@ class SharedWeightSearch:
     def alarms(self) -> tuple[str, ...]:
         """Return one sentence for each sign that the search is dead; waits for the device."""
         return ()
-
-    # -- state ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return what, beside ``supernet.state_dict()``, continues the search to the bit.

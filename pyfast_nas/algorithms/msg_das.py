@@ -163,8 +163,6 @@ class MSGDAS(GradientSearch):
         self.baseline = torch.zeros((), device=self.device)
         self.baseline_weight = torch.zeros((), device=self.device)
 
-    # -- schedules ------------------------------------------------------------------------------
-
     @property
     def tau(self) -> float:
         """Temperature of this epoch."""
@@ -189,8 +187,6 @@ class MSGDAS(GradientSearch):
     def _is_early(self, share: float) -> bool:
         # The small addend keeps 0.3 * 10 epochs at 3 whatever the last bit of the product.
         return self.epoch < math.floor(share * self.epochs + 1e-9)
-
-    # -- the step -------------------------------------------------------------------------------
 
     def step(self, train: Batch, valid: Batch) -> Metrics:
         """Make one architecture step on ``valid``, then one weight step on ``train``.
@@ -218,12 +214,12 @@ class MSGDAS(GradientSearch):
         drawn = self._draw(self.supernet.logits(), seed)
         gates = [weights.detach().requires_grad_() for weights in drawn.weights.unbind(1)]
         teacher = self._teacher(valid) if self.kd_in_alpha_step else None
-        passes: list[Metrics] = []
+        run = _Pass("valid", valid, drawn, seed, teacher)
         gate_gradients: list[Tensor] = []
         for group in self.groups:
             # No name for the loss: layers before the first gate free nothing in this backward.
             gate_gradients += torch.autograd.grad(
-                self._group_loss("valid", valid, drawn, group, seed, teacher, passes, gates),
+                self._loss(run, group, gates),
                 [gates[k] for k in group],
                 allow_unused=True,
                 materialize_grads=True,
@@ -231,35 +227,31 @@ class MSGDAS(GradientSearch):
         gradients = torch.autograd.grad(
             drawn.weights, self.alpha_parameters, torch.stack(gate_gradients, dim=1)
         )
-        return average(passes), gradients
+        return average(run.metrics), gradients
 
     def _score_gradient(self, valid: Batch, seed: Tensor) -> tuple[Metrics, tuple[Tensor, ...]]:
         """Loss above the baseline times the score of the draw: (3)."""
         logits = self.supernet.logits()
         drawn = self._draw({table: rows.detach() for table, rows in logits.items()}, seed)
-        passes: list[Metrics] = []
         with torch.no_grad():
             teacher = self._teacher(valid) if self.kd_in_alpha_step else None
-            everything = range(self.paths)
-            loss = self._group_loss("valid", valid, drawn, everything, seed, teacher, passes)
-            # Of earlier draws only, so that it is independent of this one.
-            advantage = loss - self.baseline / self.baseline_weight.clamp(min=1e-12)
-            if decay := self.score_baseline:
-                self.baseline = decay * self.baseline + (1 - decay) * loss
-                self.baseline_weight = decay * self.baseline_weight + (1 - decay)
+            run = _Pass("valid", valid, drawn, seed, teacher)
+            loss = self._loss(run, range(self.paths))
+        # The baseline is of earlier draws only, so that it is independent of this one.
+        advantage = loss - self.baseline / self.baseline_weight.clamp(min=1e-12)
         log_prob = plackett_luce_log_prob(stack_tables(logits), drawn.indices).sum()
-        return average(passes), torch.autograd.grad(log_prob, self.alpha_parameters, advantage)
+        gradients = torch.autograd.grad(log_prob, self.alpha_parameters, advantage)
+        if decay := self.score_baseline:
+            self.baseline = decay * self.baseline + (1 - decay) * loss
+            self.baseline_weight = decay * self.baseline_weight + (1 - decay)
+        return average(run.metrics), gradients
 
     def _weight_step(self, train: Batch, seed: Tensor) -> Metrics:
-        drawn = self._draw(self._logits(), seed)
-        teacher = self._teacher(train)
-        passes: list[Metrics] = []
+        run = _Pass("train", train, self._draw(self._logits(), seed), seed, self._teacher(train))
         with self._weight_update():
             for group in self.groups:
-                self._group_loss("train", train, drawn, group, seed, teacher, passes).backward()
-        return average(passes)
-
-    # -- sub-graphs -----------------------------------------------------------------------------
+                self._loss(run, group).backward()
+        return average(run.metrics)
 
     def _draw(self, logits: dict[str, Tensor], seed: Tensor) -> SubGraphs:
         try:
@@ -280,45 +272,35 @@ class MSGDAS(GradientSearch):
         """Outputs of the whole supernet, once for all sub-graphs of the step."""
         return teacher_outputs(self.supernet, batch[0]) if self.current_kd_weight else None
 
-    def _group_loss(
-        self,
-        split: str,
-        batch: Batch,
-        drawn: SubGraphs,
-        group: Sequence[int],
-        seed: Tensor,
-        teacher: Tensor | None,
-        passes: list[Metrics],
-        gates: Sequence[Tensor] | None = None,
+    def _loss(
+        self, run: "_Pass", group: Sequence[int], gates: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """Sum of a group's losses, each over K; appends the metrics of every pass to ``passes``."""
+        """Run a group of sub-graphs and return the sum of their losses, each over K."""
         losses = []
         for k in group:
             with (
                 self.drop_blocks.active(
                     rate=self.current_drop_rate,
-                    block=self._block(batch[0]),
-                    seed=seed,
+                    block=self._block(run.batch[0]),
+                    seed=run.seed,
                     path=k,
                 ),
                 # Candidates run in one sub-graph only; what is around them runs in all.
                 frozen_statistics(self.shared_layers) if k else contextlib.nullcontext(),
             ):
-                gate = drawn.gates(k, None if gates is None else gates[k])
-                loss, outputs, metrics = self._evaluate(split, batch, gate)
-            if teacher is not None:
-                guidance = distillation_loss(outputs, teacher, self.kd_temperature)
+                gate = run.drawn.gates(k, None if gates is None else gates[k])
+                loss, outputs, metrics = self._evaluate(run.split, run.batch, gate)
+            if run.teacher is not None:
+                guidance = distillation_loss(outputs, run.teacher, self.kd_temperature)
                 loss = loss + self.current_kd_weight * guidance
-                metrics["kd/loss" if split == "train" else "kd/valid_loss"] = guidance.detach()
-            passes.append(metrics)
+                metrics["kd/loss" if run.split == "train" else "kd/valid_loss"] = guidance.detach()
+            run.metrics.append(metrics)
             losses.append(loss / self.paths)
         return sum(losses[1:], start=losses[0])
 
     def _block(self, inputs: Tensor) -> int:
         """Side of a dropped block: smaller for the small images of CIFAR."""
         return self.drop_block or (3 if inputs.shape[-2:][0] <= 32 else 7)
-
-    # -- state ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return what, beside ``supernet.state_dict()``, continues the search to the bit."""
@@ -332,6 +314,18 @@ class MSGDAS(GradientSearch):
         super().load_state_dict(state)
         self.baseline = state["baseline"].to(self.device)
         self.baseline_weight = state["baseline_weight"].to(self.device)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pass:
+    """One batch on its way through all sub-graphs of a draw."""
+
+    split: str
+    batch: Batch
+    drawn: SubGraphs
+    seed: Tensor
+    teacher: Tensor | None
+    metrics: list[Metrics] = dataclasses.field(default_factory=list)
 
 
 def _shared_statistics(supernet: Supernet) -> nn.ModuleList:

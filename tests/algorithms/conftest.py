@@ -1,7 +1,7 @@
 """A super-net small enough for exhaustive checks, toy data, and bit-exact snapshots."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -128,6 +128,15 @@ def start(algorithm, space=None, *, seed: int = 0, epochs: int = 2, steps_per_ep
         generator=torch.Generator().manual_seed(seed),
     )
     return algorithm
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors of a few hundred numbers: a second thread only waits for the first."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(name="start")
