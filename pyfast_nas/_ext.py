@@ -28,6 +28,7 @@ __all__ = [
     "compiled_for",
     "kernels_in_use",
     "library",
+    "mode",
     "use",
 ]
 
@@ -81,6 +82,11 @@ def compiled_for(device: torch.device) -> bool:
     return served if served is not None else _missing(device.type)
 
 
+def mode() -> str:
+    """Return how operators are served: ``auto``, ``reference`` or ``require``."""
+    return _mode
+
+
 def kernels_in_use(device: str = "cpu") -> dict[str, str]:
     """Return ``compiled`` or ``reference`` for each operator on ``device``."""
     kind = torch.device(device).type
@@ -122,6 +128,8 @@ def _missing(kind: str) -> bool:
             f"compiled kernels for {kind} are required by PYFAST_NAS_KERNELS=require and cannot be "
             f"used: {_why(kind)}. Run:  pyfast-nas build"
         )
+    if torch.compiler.is_compiling():
+        return False  # a warning cannot be traced: the first eager call gives it
     _served[kind] = False
     if kind in {"cpu", "cuda"} and _mode == "auto" and kind not in _warned:
         _warned.add(kind)

@@ -175,7 +175,7 @@ def _verdict(kernels: dict[str, dict[str, str]], has_gpu: bool, tools: build.Too
     ]
     if not lacking:
         return "all kernels active"
-    if _ext.library().path and all(w["cpu"] == "reference" for w in kernels.values()):
+    if _ext.mode() == "reference":
         return (
             "compiled kernels are switched off by PYFAST_NAS_KERNELS=reference.\n"
             "Run:  unset PYFAST_NAS_KERNELS"

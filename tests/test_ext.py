@@ -91,9 +91,10 @@ def test_fallback_warns_once_and_names_the_cure(monkeypatch) -> None:
 def test_import_is_quiet_quick_and_starts_no_gpu() -> None:
     code = (
         "import torch, time\n"
-        "start = time.perf_counter()\n"
+        # Processor time: the machine may be busy with other tests.
+        "start = time.process_time()\n"
         "import pyfast_nas\n"
-        "took = time.perf_counter() - start\n"
+        "took = time.process_time() - start\n"
         "assert not torch.cuda.is_initialized()\n"
         "import sys; sys.stderr.write(f'took {took}')\n"
     )

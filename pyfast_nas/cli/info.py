@@ -18,10 +18,10 @@ class Info:
 
 def run(options: Info) -> int:
     """Print the report; return the exit code."""
-    from pyfast_nas import info
+    from pyfast_nas.info import check, info
 
-    record = info.info()
-    problems = info.check() if options.check else []
+    record = info()
+    problems = check() if options.check else []
     if options.json:
         print(json.dumps({**dataclasses.asdict(record), "check": problems}, sort_keys=True))
     else:
