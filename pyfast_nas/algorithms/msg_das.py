@@ -254,13 +254,15 @@ class MSGDAS(GradientSearch):
         return average(run.metrics)
 
     def _draw(self, logits: dict[str, Tensor], seed: Tensor) -> SubGraphs:
+        # With one path both softmaxes are the same; asking for one of them keeps the bits too.
+        conditional = self.relaxation == "conditional" and self.paths > 1
         try:
             return draw_sub_graphs(
                 logits,
                 self.paths,
                 tau=self.tau,
                 seed=seed,
-                relaxation="conditional" if self.relaxation == "conditional" else "shared",
+                relaxation="conditional" if conditional else "shared",
                 assignment=self.assignment,
             )
         except ValueError:
