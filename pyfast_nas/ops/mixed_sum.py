@@ -343,7 +343,8 @@ def _differentiate_backward(ctx, by_xs, by_weights):
         by_weights if ctx.wants_weights else None,
         [needs_grad, needs_weights, *needs_xs],
     )
-    return grad_grad, grad_xs, grad_weights, None, None
+    # torch takes an empty list for an empty list of tensors, and wants as many gradients.
+    return grad_grad, grad_xs, grad_weights, None if ctx.wanted else [], None
 
 
 _library.register_autograd("mixed_sum", _differentiate_sum, _save_sum)
