@@ -2,6 +2,7 @@
 
 from pyfast_nas.engine.compare import Comparison, compare
 from pyfast_nas.engine.config import PRESETS, Preset, SearchConfig, TrainConfig, preset
+from pyfast_nas.engine.preparation import preset_algorithm
 from pyfast_nas.engine.progress import Progress
 from pyfast_nas.engine.search import SearchResult, search
 from pyfast_nas.engine.train import TrainResult, train
@@ -17,6 +18,7 @@ __all__ = [
     "TrainResult",
     "compare",
     "preset",
+    "preset_algorithm",
     "search",
     "train",
 ]

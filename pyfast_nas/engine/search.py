@@ -14,15 +14,20 @@ from torch import Generator, Tensor, nn
 from pyfast_nas._ext import kernels_in_use
 from pyfast_nas.algorithms import ALGORITHMS
 from pyfast_nas.algorithms.base import SearchAlgorithm
-from pyfast_nas.data.image_data import ImageData, shown
+from pyfast_nas.data.image_data import ImageData
 from pyfast_nas.data.loader import DeviceLoader
 from pyfast_nas.data.sources import load_data
-from pyfast_nas.engine.config import SearchConfig, nearest, preset, run_device
+from pyfast_nas.engine.config import SearchConfig, preset, run_device
 from pyfast_nas.engine.evaluation import evaluate_against_random
 from pyfast_nas.engine.health import alpha_rows, collapsed, health, require_finite
 from pyfast_nas.engine.memory import peak_bytes
 from pyfast_nas.engine.metrics import Means, MetricBuffer
-from pyfast_nas.engine.preparation import data_record, fitted_space, package_record
+from pyfast_nas.engine.preparation import (
+    data_record,
+    fitted_space,
+    package_record,
+    preset_algorithm,
+)
 from pyfast_nas.engine.progress import Progress, Silent
 from pyfast_nas.engine.randomness import seeded
 from pyfast_nas.engine.run_files import RunFiles
@@ -98,7 +103,7 @@ def search(
     Args:
         space: A search space, or the name of one, whose size then suits the data set.
         data: Anything :func:`pyfast_nas.data.load_data` takes.
-        algorithm: A search algorithm, or the name of one.
+        algorithm: A search algorithm, or the name of one, with a rate that suits the data set.
         config: Options together.
         progress: Display that receives events.
         loss: ``(outputs, labels) -> scalar``, the mean over the batch.
@@ -121,7 +126,13 @@ def search(
     config = config.resolved(data.name, data.image_size)
     sizes = preset(data.name)
     space = fitted_space("search", space, data, channels=sizes.channels, cells=sizes.cells)
-    algorithm = _algorithm(algorithm)
+    if isinstance(algorithm, str):
+        algorithm = preset_algorithm(algorithm, data.name)
+    if not isinstance(algorithm, SearchAlgorithm):
+        raise ConfigError(
+            "search: algorithm must be a search algorithm or one of "
+            f"{', '.join(sorted(ALGORITHMS))}, got {type(algorithm).__name__}"
+        )
     device = run_device(config.device)
     seeds = torch.randint(
         2**62, (3,), generator=Generator("cpu").manual_seed(config.seed), device="cpu"
@@ -251,22 +262,6 @@ def _epochs(
             _warn(warnings, f"stopped in epoch {epoch} of {config.epochs} because a cell collapsed")
             break
     return history, warnings
-
-
-def _algorithm(algorithm: SearchAlgorithm | str) -> SearchAlgorithm:
-    if isinstance(algorithm, str):
-        if algorithm not in ALGORITHMS:
-            raise ConfigError(
-                f"search: unknown algorithm {shown(algorithm)}"
-                f"{nearest(algorithm, list(ALGORITHMS))}"
-            )
-        return ALGORITHMS[algorithm]()
-    if not isinstance(algorithm, SearchAlgorithm):
-        raise ConfigError(
-            f"search: algorithm must be a search algorithm or one of "
-            f"{', '.join(sorted(ALGORITHMS))}, got {type(algorithm).__name__}"
-        )
-    return algorithm
 
 
 def _record(

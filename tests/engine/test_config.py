@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
+from pyfast_nas.algorithms import ALGORITHMS
 from pyfast_nas.algorithms.options import option_table
-from pyfast_nas.engine import PRESETS, SearchConfig, TrainConfig, preset
+from pyfast_nas.engine import PRESETS, SearchConfig, TrainConfig, preset, preset_algorithm
 from pyfast_nas.engine.config import nearest, run_device
 from pyfast_nas.errors import ConfigError
 
@@ -136,3 +137,13 @@ def test_small_images_get_no_auxiliary_classifier_and_smaller_holes():
     assert (small.auxiliary, small.cutout, small.epochs) == (0.0, 4, 600)
     assert TrainConfig().resolved("mine", ()).cutout == 0
     assert TrainConfig().resolved("mine", (224, 224)).auxiliary == 0.4
+
+
+def test_algorithm_by_name_has_the_rate_of_the_data_set():
+    for name, kind in ALGORITHMS.items():
+        assert type(preset_algorithm(name, "digits")) is kind
+    assert preset_algorithm("darts", "digits").alpha_lr == preset("digits").alpha_lr
+    # Liu, Simonyan & Yang 2019, appendix A.1.1.
+    assert preset_algorithm("darts", "cifar10").alpha_lr == 3e-4
+    with pytest.raises(ConfigError, match="unknown algorithm 'dart'; did you mean 'darts'"):
+        preset_algorithm("dart", "digits")
