@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["FLOATING", "check_mixed_sum", "describe"]
+__all__ = ["FLOATING", "check_mixed_sum", "describe", "fits_mixed_sum"]
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _HALVES = (torch.bfloat16, torch.float16)
@@ -25,11 +25,11 @@ def describe(value: object) -> str:
 
 def check_mixed_sum(xs: Sequence[Tensor], weights: Tensor) -> None:
     """Refuse what ``mixed_sum`` cannot serve, naming the argument and what was given."""
-    if not _fits(xs, weights):
+    if not fits_mixed_sum(xs, weights):
         _refuse_mixed_sum(xs, weights)
 
 
-def _fits(xs: Sequence[Tensor], weights: Tensor) -> bool:
+def fits_mixed_sum(xs: Sequence[Tensor], weights: Tensor) -> bool:
     """Say quickly that all is well: a small edge takes less time than a careful look at it."""
     if type(xs) not in (list, tuple) or not xs or not isinstance(weights, Tensor):
         return False

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from pyfast_nas import _ext
 from pyfast_nas.ops import _library, reference
-from pyfast_nas.ops._checks import FLOATING, check_mixed_sum
+from pyfast_nas.ops._checks import FLOATING, check_mixed_sum, fits_mixed_sum
 
 __all__ = ["mixed_sum"]
 
@@ -64,9 +64,9 @@ def mixed_sum(xs: Sequence[Tensor], weights: Tensor) -> Tensor:
     References:
         Liu, Simonyan & Yang, "DARTS: Differentiable Architecture Search", ICLR 2019, eq. 2.
     """
-    if isinstance(weights, Tensor) and torch.is_autocast_enabled(weights.device.type):
-        xs = _widest(xs)
-    check_mixed_sum(xs, weights)
+    if not fits_mixed_sum(xs, weights):
+        xs = _widest_under_autocast(xs, weights)
+        check_mixed_sum(xs, weights)
     if not _ext.compiled_for(weights.device):
         return reference.mixed_sum(xs, weights)
     if torch.compiler.is_compiling():
@@ -78,8 +78,11 @@ def mixed_sum(xs: Sequence[Tensor], weights: Tensor) -> Tensor:
     return _library.call_mixed_sum(xs, weights)
 
 
-def _widest(xs: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Bring floating candidates of different dtypes to the widest of them."""
+def _widest_under_autocast(xs: Sequence[Tensor], weights: Tensor) -> Sequence[Tensor]:
+    """Bring floating candidates of different dtypes to the widest of them, under autocast only."""
+    kind = weights.device.type if isinstance(weights, Tensor) else "meta"
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return xs
     dtypes = {x.dtype for x in xs if isinstance(x, Tensor)}
     if len(dtypes) < 2 or not dtypes <= set(FLOATING):
         return xs
