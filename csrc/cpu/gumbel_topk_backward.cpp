@@ -2,14 +2,14 @@
 
 #include "cpu/gumbel_topk.h"
 #include "cpu/gumbel_topk_lanes.h"
+#include "math/softmax.h"
 
 namespace pfn::cpu::PFN_ISA {
 namespace {
 
 // One row at a time, lanes along the row. With q the relaxed weights, d_r their incoming gradient:
 //   shared       grad_j = q_j ([j kept at r] d_r - sum_s d_s q_s) / tau
-//   conditional  the same for each rank on its own softmax over what that rank chose from, summed;
-//                recursions over the ranks in place of k softmaxes (docs/kernels.md, Gumbel-TopK).
+//   conditional  the same for each rank on its own softmax over what that rank chose from, summed.
 template <typename T>
 class RowBackward {
   using L = row_lanes_t<T>;
@@ -48,22 +48,9 @@ class RowBackward {
   }
 
   void conditional() const {
-    const int64_t k = args_.k;
-    // What rank r leaves to later ranks, relative to its own exponential; kept in grad_ at its place.
-    T rest = exponentials</*kConditional=*/true>(key(k - 1));
-    for (int64_t r = k - 1; r >= 0; --r) {
-      grad_[indices_[r]] = rest;
-      rest = r > 0 ? power(key(r) - key(r - 1)) * (1 + rest) : rest;
-    }
-    // carried = sum over ranks s before r of d_s q_s^2 exp((key_r - key_s) / tau).
-    T carried{};
-    for (int64_t r = 0; r < k; ++r) {
-      carried *= r > 0 ? power(key(r) - key(r - 1)) : T{};
-      const T left = grad_[indices_[r]];
-      const T weighted = grad_weights_[r] / (1 + left);
-      grad_[indices_[r]] = (weighted * (left / (1 + left)) - carried) * args_.inv_tau;
-      carried += weighted / (1 + left);
-    }
+    const T rest = exponentials</*kConditional=*/true>(key(args_.k - 1));
+    const T carried = math::conditional_backward<math::Scalar<T>>(
+        keys_, indices_, grad_weights_, args_.k, args_.inv_tau, rest, grad_);
     scale</*kConditional=*/true>(-carried);
   }
 
@@ -71,10 +58,10 @@ class RowBackward {
   T key(int64_t rank) const { return keys_[indices_[rank]]; }
   T power(T difference) const { return math::Scalar<T>::exp(difference * args_.inv_tau); }
 
-  // Whether lanes of `keys` from `column` on were kept, given the key and column of the last rank.
+  // Whether lanes of `keys` from `column` on were kept.
   PFN_HD auto kept(Value keys, int64_t column, T last, int32_t last_column) {
-    const auto columns = columns_from(static_cast<int32_t>(column), keys);
-    return (keys > last) | ((keys == last) & (columns <= last_column));
+    return math::is_kept<L>(keys, columns_from(static_cast<int32_t>(column), keys), Value{} + last,
+                            typename L::Index{} + last_column);
   }
 
   // Writes exp((key - reference) / tau) to grad_, returns the sum; 0 for kept ones if conditional.

@@ -45,4 +45,50 @@ cudaError_t launch_mixed_sum_merge(const Acc* partial,  // [num_rows, num_ops]
                                    W* grad_weights,     // [num_ops]
                                    int64_t num_rows, int num_ops, cudaStream_t stream);
 
+// ---- gumbel_topk ---------------------------------------------------------------------------------
+
+// Keys of type T, float or double.
+template <typename T>
+struct GumbelTopkLaunch {
+  const T* logits;      // [rows, columns]
+  const T* noise;       // [rows, columns], null to draw it
+  const int64_t* seed;  // seed[0] and seed[seed_stride]: seed and offset, on the device
+  int64_t seed_stride;
+  T* weights;        // [rows, k]
+  int64_t* indices;  // [rows, k]; -1 in a row that cannot be sampled
+  T* keys;           // [rows, columns]; may be null where samples_in_registers(columns, k)
+  int* flag;         // set to 1 when a row cannot be sampled
+  int64_t rows;
+  int64_t columns;
+  int64_t k;
+  T inv_tau;
+  bool conditional;
+};
+
+template <typename T>
+struct GumbelTopkBackwardLaunch {
+  const T* grad_weights;   // [rows, k]
+  const T* keys;           // [rows, columns]
+  const int64_t* indices;  // [rows, k]
+  T* grad;                 // [rows, columns]
+  int64_t rows;
+  int64_t columns;
+  int64_t k;
+  T inv_tau;
+  bool conditional;
+};
+
+template <typename T>
+cudaError_t launch_gumbel_topk(const GumbelTopkLaunch<T>& args, cudaStream_t stream);
+
+template <typename T>
+cudaError_t launch_gumbel_topk_backward(const GumbelTopkBackwardLaunch<T>& args,
+                                        cudaStream_t stream);
+
+cudaError_t launch_philox_uniform(const int64_t* seed,  // seed[0] and seed[seed_stride]
+                                  int64_t seed_stride, int stream_number, int64_t first_row,
+                                  int64_t rows, int64_t columns,
+                                  float* out,  // [rows, columns]
+                                  cudaStream_t stream);
+
 }  // namespace pfn::cuda

@@ -9,13 +9,14 @@
 namespace pfn::math {
 
 // Puts `key` of `column` into the sorted registers best[k], index[k]; no branch depends on keys, so
-// the same lines serve one row or a vector of rows. O(k).
+// the same lines serve one row or a vector of rows. Returns the key that is left over: what fell off
+// the end, or `key` itself. O(k).
 template <typename L>
-PFN_HD void insert_sorted(typename L::Value key,
-                          typename L::Index column,
-                          int k,
-                          typename L::Value* best,  // [k]
-                          typename L::Index* index  // [k]
+PFN_HD typename L::Value insert_sorted(typename L::Value key,
+                                       typename L::Index column,
+                                       int k,
+                                       typename L::Value* best,  // [k]
+                                       typename L::Index* index  // [k]
 ) {
   typename L::Value carried_key = key;
   typename L::Index carried_column = column;
@@ -29,6 +30,7 @@ PFN_HD void insert_sorted(typename L::Value key,
     carried_key = above ? best_r : carried_key;
     carried_column = above ? index_r : carried_column;
   }
+  return carried_key;
 }
 
 // Whether (key, column) ranks before (other_key, other_column).

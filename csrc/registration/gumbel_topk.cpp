@@ -16,6 +16,7 @@
 #include "registration/tensor_args.h"
 
 #ifdef PFN_WITH_CUDA
+#include "cuda/gumbel_geometry.h"
 #include "cuda/launch.h"
 #endif
 
@@ -262,6 +263,102 @@ Tensor philox_uniform_cpu(const Tensor& seed, int64_t first_row, int64_t rows, i
   return out;
 }
 
+#ifdef PFN_WITH_CUDA
+// An integer that kernels of every device raise when a row cannot be sampled. It lives in memory of
+// the host: looking at it waits for nothing, so a call sees what earlier calls have finished.
+volatile int* refusal_flag() {
+  static int* const flag = [] {
+    void* memory = nullptr;
+    check_launch("gumbel_topk",
+                 cudaHostAlloc(&memory, sizeof(int), cudaHostAllocPortable | cudaHostAllocMapped));
+    return new (memory) int(0);
+  }();
+  return flag;
+}
+
+void check_earlier_calls(const char* op) {
+  volatile int* flag = refusal_flag();
+  const bool raised = *flag != 0;
+  *flag = 0;
+  check(!raised, op,
+        ": an earlier call on CUDA was given logits with NaN, +inf or fewer than k unmasked "
+        "candidates in a row; its indices in that row are -1");
+}
+
+std::tuple<Tensor, Tensor, Tensor> gumbel_topk_cuda(const Tensor& logits, int64_t k, double tau,
+                                                    const Tensor& seed, bool conditional,
+                                                    bool keep_keys,
+                                                    const std::optional<Tensor>& noise) {
+  constexpr const char* op = "gumbel_topk";
+  const SampleArgs in(op, logits, k, tau, seed, noise);
+  const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
+  check_earlier_calls(op);
+  Tensor weights = empty_matrix(in.logits, in.rows, k);
+  Tensor indices = empty_matrix(in.logits, in.rows, k, code_of(TypeTag<int64_t>{}));
+  const bool needs_keys = keep_keys || !cuda::samples_in_registers(in.columns, k);
+  Tensor keys = empty_matrix(in.logits, needs_keys ? in.rows : 0, in.columns);
+  dispatch_keys(op, in.logits, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const cuda::GumbelTopkLaunch<T> args{
+        static_cast<const T*>(in.logits.const_data_ptr()),
+        in.noise ? static_cast<const T*>(in.noise->const_data_ptr()) : nullptr,
+        static_cast<const int64_t*>(seed.const_data_ptr()),
+        seed.stride(0),
+        static_cast<T*>(weights.mutable_data_ptr()),
+        static_cast<int64_t*>(indices.mutable_data_ptr()),
+        needs_keys ? static_cast<T*>(keys.mutable_data_ptr()) : nullptr,
+        const_cast<int*>(refusal_flag()),
+        in.rows,
+        in.columns,
+        k,
+        math::inverse_tau(tau, T{}),
+        conditional};
+    check_launch(op, cuda::launch_gumbel_topk(args, current_stream(logits)));
+  });
+  if (needs_keys && !keep_keys) {
+    keys = empty_matrix(in.logits, 0, in.columns);
+  }
+  return {std::move(weights), std::move(indices), std::move(keys)};
+}
+
+Tensor gumbel_topk_backward_cuda(const Tensor& grad_weights, const Tensor& keys,
+                                 const Tensor& indices, double tau, bool conditional) {
+  constexpr const char* op = "gumbel_topk_backward";
+  const BackwardArgs in(op, grad_weights, keys, indices, tau);
+  const torch::stable::accelerator::DeviceGuard guard(keys.get_device_index());
+  const int64_t rows = in.keys.size(0), columns = in.keys.size(1);
+  Tensor grad = empty_matrix(in.keys, rows, columns);
+  dispatch_keys(op, in.keys, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const cuda::GumbelTopkBackwardLaunch<T> args{
+        static_cast<const T*>(in.grad_weights.const_data_ptr()),
+        static_cast<const T*>(in.keys.const_data_ptr()),
+        static_cast<const int64_t*>(in.indices.const_data_ptr()),
+        static_cast<T*>(grad.mutable_data_ptr()),
+        rows,
+        columns,
+        in.indices.size(1),
+        math::inverse_tau(tau, T{}),
+        conditional};
+    check_launch(op, cuda::launch_gumbel_topk_backward(args, current_stream(keys)));
+  });
+  return grad;
+}
+
+Tensor philox_uniform_cuda(const Tensor& seed, int64_t first_row, int64_t rows, int64_t columns,
+                           int64_t stream) {
+  constexpr const char* op = "philox_uniform";
+  check_block(op, seed, first_row, rows, columns, stream);
+  const torch::stable::accelerator::DeviceGuard guard(seed.get_device_index());
+  Tensor out = empty_matrix(seed, rows, columns, code_of(TypeTag<float>{}));
+  check_launch(op, cuda::launch_philox_uniform(
+                       static_cast<const int64_t*>(seed.const_data_ptr()), seed.stride(0),
+                       static_cast<int>(stream), first_row, rows, columns,
+                       static_cast<float*>(out.mutable_data_ptr()), current_stream(seed)));
+  return out;
+}
+#endif
+
 }  // namespace
 }  // namespace pfn
 
@@ -270,3 +367,11 @@ STABLE_TORCH_LIBRARY_IMPL(pyfast_nas, CPU, m) {
   m.impl("gumbel_topk_backward", TORCH_BOX(&pfn::gumbel_topk_backward_cpu));
   m.impl("philox_uniform", TORCH_BOX(&pfn::philox_uniform_cpu));
 }
+
+#ifdef PFN_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(pyfast_nas, CUDA, m) {
+  m.impl("gumbel_topk", TORCH_BOX(&pfn::gumbel_topk_cuda));
+  m.impl("gumbel_topk_backward", TORCH_BOX(&pfn::gumbel_topk_backward_cuda));
+  m.impl("philox_uniform", TORCH_BOX(&pfn::philox_uniform_cuda));
+}
+#endif
