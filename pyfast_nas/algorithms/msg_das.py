@@ -1,4 +1,4 @@
-"""MSG-DAS: search with several mutually exclusive single-path sub-graphs per step.
+r"""MSG-DAS: search with several mutually exclusive single-path sub-graphs per step.
 
 Tan, Guo, Zhong, Scott & Huang, "Mutually-aware Sub-Graphs Differentiable Architecture Search",
 arXiv 2107.04324.
@@ -14,6 +14,18 @@ path is exactly GDAS (Dong & Yang, CVPR 2019, single-path form) and every piece 
 * The gradient of a row's logits is that of a straight-through factor on the executed candidate,
   through one shared softmax (1) or the Plackett-Luce sequence of softmaxes (2), or the unbiased
   score-function estimate (3).
+
+  With gate gradients :math:`c_k = \langle \partial L/\partial y, y\rangle` of the executed
+  candidates :math:`s_k`, and :math:`q` the softmax of perturbed logits over :math:`\tau`:
+
+  .. math::
+      (1)\quad \partial L/\partial\alpha_j &= \tfrac1\tau \sum_k c_k\, q_{s_k}
+               (\delta_{j s_k} - q_j) \\
+      (2)\quad \partial L/\partial\alpha_j &= \tfrac1\tau \sum_k c_k\, q^{(k)}_{s_k}
+               (\delta_{j s_k} - q^{(k)}_j) \\
+      (3)\quad \widehat{\nabla}\alpha_j &= (L - b) \sum_k \Big([j = s_k] - [j \notin S_{<k}]
+               \frac{p_j}{\sum_{i \notin S_{<k}} p_i}\Big)
+
 * Optimizers are those of the DARTS code, the temperature is GDAS's, the logits rest for the first
   epochs as in PC-DARTS, all in proportion to the epochs.
 * Statistics of a layer that all sub-graphs share are counted once a step, from the first of them.
@@ -50,18 +62,7 @@ __all__ = ["MSGDAS"]
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class MSGDAS(GradientSearch):
-    r"""Mutually-aware sub-graphs search.
-
-    With gate gradients :math:`c_k = \langle \partial L/\partial y, y\rangle` of the executed
-    candidates :math:`s_k`, and :math:`q` the softmax of perturbed logits over :math:`\tau`:
-
-    .. math::
-        (1)\quad \partial L/\partial\alpha_j &= \tfrac1\tau \sum_k c_k\, q_{s_k}
-                 (\delta_{j s_k} - q_j) \\
-        (2)\quad \partial L/\partial\alpha_j &= \tfrac1\tau \sum_k c_k\, q^{(k)}_{s_k}
-                 (\delta_{j s_k} - q^{(k)}_j) \\
-        (3)\quad \widehat{\nabla}\alpha_j &= (L - b) \sum_k \Big([j = s_k] - [j \notin S_{<k}]
-                 \frac{p_j}{\sum_{i \notin S_{<k}} p_i}\Big)
+    """Mutually-aware sub-graphs search; the equations stand at the top of the module.
 
     Each step draws one seed from the generator; the architecture pass samples at its offset, the
     weight pass at the next.
