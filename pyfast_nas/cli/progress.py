@@ -101,6 +101,7 @@ class LiveDisplay(Display):
             TextColumn("{task.percentage:>3.0f} %"),
         )
         self._task = self._bar.add_task("starting", total=None)
+        self._entropy: float | None = None  # of the last epoch, shown until the next one
         self._live = Live(self._bar, console=console, refresh_per_second=4, transient=True)
         self._live.start()
 
@@ -119,8 +120,12 @@ class LiveDisplay(Display):
                 total = total * event["networks"]
                 done += event["index"] * event["steps"]
             self._bar.update(self._task, completed=done, total=total, description=_place(event))
+            if event["phase"] == "search":
+                event = {"entropy": self._entropy, **event}
             self._live.update(Group(self._bar, Text("  " + _numbers(event), style="dim")))
-        elif line := _line(event):
+            return
+        self._entropy = event.get("entropy", self._entropy)
+        if line := _line(event):
             self._live.console.print(Text(line), soft_wrap=True)
 
 
@@ -193,6 +198,15 @@ def _numbers(event: Mapping[str, Any]) -> str:
         parts.append(memory(event["memory_bytes"]))
     if event["kind"] == "epoch" and event.get("seconds") is not None:
         parts.append(duration(event["seconds"]))
-    if event.get("seconds_left"):
-        parts.append(f"{duration(event['seconds_left'])} left")
+    if left := _seconds_left(event):
+        parts.append(f"{duration(left)} left")
     return "  ".join(parts)
+
+
+def _seconds_left(event: Mapping[str, Any]) -> float:
+    """Time to the end of the phase; an evaluation has more networks of the same length to come."""
+    left, rest = event.get("seconds_left") or 0.0, event.get("steps", 0) - event.get("step", 0)
+    if event["phase"] == "evaluation" and rest > 0:
+        networks = event["networks"] - event["index"] - 1
+        left += networks * event["steps"] * left / rest
+    return left

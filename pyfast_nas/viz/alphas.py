@@ -41,7 +41,6 @@ def final_alphas(run: RunFolder) -> str:
             scale=scale,
             title=f"Final probabilities of the {table} cell",
         )
-        picture = picture.replace('class="chart"', 'class="chart heat"', 1)
         parts.append(
             f"<figure><figcaption>{escape(table)}, epoch {history[-1][0]}</figcaption>"
             f'<div class="wide">{picture}</div></figure>'

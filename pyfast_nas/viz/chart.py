@@ -93,7 +93,7 @@ def line_chart(
     for tick in _whole_ticks(first, last):
         parts.append(text_at(across(tick), down + 17, number(tick), "middle"))
     parts.append(text_at((left + right) / 2, down + 33, "epoch", "middle"))
-    ends = _spread([upward(line.points[-1][1]) for line in lines], up + 4, down, 27.0)
+    ends = _spread([upward(line.points[-1][1]) for line in lines], up + 4, down - 10, 27.0)
     for line, end in zip(lines, ends, strict=True):
         path = "L".join(f"{number(across(x))} {number(upward(y))}" for x, y in line.points)
         dash = ' stroke-dasharray="5 3"' if line.dashed else ""
@@ -174,11 +174,17 @@ def dot_plot(groups: Sequence[Group], *, title: str) -> str:
     return svg(480, bottom + 28, title, parts)
 
 
-def svg(width: float, height: float, title: str, parts: Sequence[str]) -> str:
-    """Wrap drawn parts into a chart element that names itself to screen readers."""
+def svg(
+    width: float, height: float, title: str, parts: Sequence[str], *, narrowest: float | None = None
+) -> str:
+    """Wrap drawn parts into a chart element that names itself to screen readers.
+
+    A chart shrinks with the page, but with ``narrowest`` no further than to that width in pixels.
+    """
     head = attributes(
         {
-            "class": "chart",
+            "class": "chart" if narrowest is None else "chart fixed",
+            "style": None if narrowest is None else f"min-width:{number(narrowest, 0)}px",
             "viewBox": f"0 0 {number(width)} {number(height)}",
             "width": width,
             "height": height,

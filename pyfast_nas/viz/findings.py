@@ -113,7 +113,8 @@ def _collapsed(run: RunFolder) -> Iterator[Finding]:
         elif edges and any("skip" in name for name in _candidates(run, table)):
             yield Finding(
                 "good",
-                f"The {printable(table)} cell has {skips} skip connections on {len(edges)} edges.",
+                f"The {printable(table)} cell has {skips} skip connection{'s' * (skips != 1)} "
+                f"on {len(edges)} edges.",
             )
 
 

@@ -91,6 +91,9 @@ def heat_map(
     same = all(tuple(names) == tuple(column_names[0]) for names in column_names)
     columns = max(len(row) for row in rows)
     wide, tall, left = 47.0, 21.0, 92.0
+    shares = [value for row in rows for value in row if math.isfinite(value)]
+    # At the start of a search all shares agree in three digits.
+    digits = 4 if shares and max(shares) - min(shares) < 0.01 else 3
     up = 84.0 if same else 10.0
     parts = []
     for column in range(columns if same else 0):
@@ -114,7 +117,7 @@ def heat_map(
                 f'<g><title>{escape(label)}</title><rect class="{level}" x="{number(x + 0.5)}" '
                 f'y="{number(y + 0.5)}" width="{number(wide - 1)}" height="{number(tall - 1)}"/>'
                 f'<text class="cell{weight}{strong}" x="{number(x + wide / 2)}" '
-                f'y="{number(y + 15)}">{_share(value)}</text></g>'
+                f'y="{number(y + 15)}">{_share(value, digits)}</text></g>'
             )
             if column == chosen[index]:
                 boxes.append(
@@ -122,7 +125,8 @@ def heat_map(
                     f'width="{number(wide - 2)}" height="{number(tall - 2)}" rx="2"/>'
                 )
     width = left + wide * columns + (56 if same else 10)
-    return svg(width, up + tall * len(rows) + 6, title, parts + boxes)
+    height = up + tall * len(rows) + 6
+    return svg(width, height, title, parts + boxes, narrowest=0.82 * width)
 
 
 def heat_strip(
@@ -173,10 +177,12 @@ def heat_strip(
     return f"<svg{head}><title>{escape(title)}</title>{''.join(body)}</svg>"
 
 
-def _share(value: float) -> str:
+def _share(value: float, digits: int) -> str:
+    """Write a probability in a narrow cell: without the zero in front of the point."""
     if not math.isfinite(value):
         return "n/a"
-    return "1.00" if value >= 0.995 else f"{value:.3f}"[1:] if value < 0.9995 else "1.00"
+    text = f"{value:.{digits}f}"
+    return text[1:] if text.startswith("0") else text[:4]
 
 
 def _evenly(count: int, most: int) -> list[int]:

@@ -63,11 +63,11 @@ figcaption{font-weight:600;font-size:.92rem;margin-bottom:.2rem}
 .spread{stroke-width:9;opacity:.25}
 .mean{stroke-width:2}
 .dot{stroke:var(--card);stroke-width:1.2}
-.heat{width:auto}
-.heat .cell{font-size:11.5px;text-anchor:middle;fill:var(--ink);font-variant-numeric:tabular-nums}
-.heat .lead{font-weight:700}
-.heat .kept{fill:var(--ink);font-weight:600}
-.heat .strong{fill:var(--card)}
+.fixed{width:auto;max-width:100%}
+.chart .cell{font-size:11.5px;text-anchor:middle;fill:var(--ink);font-variant-numeric:tabular-nums}
+.chart .lead{font-weight:700}
+.chart .kept{fill:var(--ink);font-weight:600}
+.chart .strong{fill:var(--card)}
 .chosen{fill:none;stroke:var(--ink);stroke-width:2}
 .strips{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:10px 14px}
 .strip{display:block;width:100%;height:76px;background:var(--h0)}
@@ -87,9 +87,11 @@ td{overflow-wrap:anywhere}
  grid-template-columns:repeat(auto-fit,minmax(min(100%,280px),1fr))}
 @media (max-width:520px){main{padding:18px 12px 32px}section{padding:14px 12px}
  .tiles{grid-template-columns:repeat(2,1fr)}.mark{width:4.9rem;font-size:.76rem}}
-@media print{body{background:#fff;font-size:12px}main{max-width:none;padding:0}
+@media print{html{font-size:11px}body{background:#fff;font-size:11px}main{max-width:none;padding:0}
+ h2,h3,p{break-after:avoid}.charts{grid-template-columns:1fr 1fr}section{padding:10px;margin:10px 0}
+ .strips{grid-template-columns:repeat(5,1fr)}.strip{height:48px}
  section,.tile{border-color:#bbb;break-inside:avoid-page}section.long{break-inside:auto}
- figure,tr{break-inside:avoid}.wide{overflow:visible}.heat{max-width:100%}
+ figure,tr{break-inside:avoid}.wide{overflow:visible}.fixed{min-width:0!important}
  .pfn-cell{min-width:0!important}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
 

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 import torch
 
-from pyfast_nas.cli.main import main
+from pyfast_nas.cli.main import COMMANDS, main
 from pyfast_nas.spaces import Genotype
 
 
@@ -170,3 +170,38 @@ def test_same_seed_same_bytes_from_the_command_line(tmp_path):
         assert main([*words, "--seed", "3", "--output", str(tmp_path / name)]) == 0
     for file in ("genotype.json", "alphas.jsonl", "metrics.jsonl", "cell.svg"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_real_images_by_path(real_data, tmp_path, capsys):
+    data = f"cifar10:{real_data / 'cifar-10-batches-py'}"
+    words = ["search", "--data", data, "--epochs", "0", "--compare", "0", "--channels", "2"]
+    assert main([*words, "--cells", "2", "--output", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "on cifar10" in out and f"--data {data} " in out
+    assert "no epoch was run" in out
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "No epoch was searched" in page
+
+
+@pytest.mark.parametrize("width", ["20", "200"])
+def test_help_shows_options_with_their_defaults(width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", width)
+    assert main(["search", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--epochs INT" in out and "(default: 10)" in out and "--alpha-lr FLOAT" in out
+    assert "--paths" not in out and "--num-classes" not in out
+    assert main(["search", "--help", "--algorithm", "msg-das", "--data", "cifar10:x"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--paths INT" in out and "(default: 600)" in out
+
+
+def test_overview_names_every_command(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_has_help(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert f"usage: pyfast-nas {command}" in capsys.readouterr().out

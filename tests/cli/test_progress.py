@@ -67,10 +67,20 @@ def test_live_view_shows_the_moment_and_keeps_the_lines():
         display.update(START | {"config": CONFIG})
         display.update(STEP | {"step": 3, "seconds_left": 75.0})
         display._live.refresh()
-        display.update(EPOCH)
+        display.update(EPOCH | {"entropy": 0.25})
+        display.update(STEP | {"step": 5, "seconds_left": 9.0})
+        display._live.refresh()
     text = stream.getvalue()
     assert "step 3/8" in text and "1 min 15 s left" in text and "loss 0.500" in text
     assert "epoch 1/2  accuracy 50.0 %" in text
+    assert "entropy 0.25  9.0 s left" in text
+
+
+def test_time_left_of_an_evaluation_counts_the_networks_to_come():
+    stream = io.StringIO()
+    event = STEP | {"phase": "evaluation", "step": 2, "steps": 8, "seconds_left": 6.0}
+    PlainDisplay(stream).update(event | {"networks": 3, "index": 0})
+    assert stream.getvalue().endswith("22.0 s left\n")
 
 
 class Full(io.StringIO):
