@@ -10,7 +10,8 @@ from pyfast_nas._version import __version__
 from pyfast_nas.algorithms import ALGORITHMS
 from pyfast_nas.algorithms.base import SearchAlgorithm
 from pyfast_nas.data.image_data import ImageData, shown
-from pyfast_nas.engine.config import nearest, preset
+from pyfast_nas.engine.config import nearest
+from pyfast_nas.engine.presets import preset
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.spaces import SPACES
 from pyfast_nas.spaces.base import SearchSpace

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +18,9 @@ from pyfast_nas.algorithms.base import SearchAlgorithm
 from pyfast_nas.data.image_data import ImageData
 from pyfast_nas.data.loader import DeviceLoader
 from pyfast_nas.data.sources import load_data
-from pyfast_nas.engine.config import SearchConfig, preset, run_device
+from pyfast_nas.engine.config import SearchConfig, run_device
 from pyfast_nas.engine.evaluation import evaluate_against_random
 from pyfast_nas.engine.health import alpha_rows, collapsed, health, require_finite
-from pyfast_nas.engine.memory import peak_bytes
 from pyfast_nas.engine.metrics import Means, MetricBuffer
 from pyfast_nas.engine.preparation import (
     data_record,
@@ -28,8 +28,10 @@ from pyfast_nas.engine.preparation import (
     package_record,
     preset_algorithm,
 )
+from pyfast_nas.engine.presets import preset
 from pyfast_nas.engine.progress import Progress, Silent
 from pyfast_nas.engine.randomness import seeded
+from pyfast_nas.engine.rates import timing_since
 from pyfast_nas.engine.run_files import RunFiles
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.spaces.base import Genotype, SearchSpace, probabilities
@@ -216,7 +218,7 @@ def _epochs(
     buffer, history, step = MetricBuffer("search"), [], 0
     steps = config.epochs * len(loader)
     event = {"phase": "search", "epochs": config.epochs, "steps": steps}
-    warnings: list[str] = []
+    warnings: dict[str, str] = {}  # kind of warning -> its latest words
     if not config.epochs:
         _warn(warnings, "no epoch was run: the genotype is that of the initial alphas")
     files.append(
@@ -237,7 +239,7 @@ def _epochs(
             require_finite(algorithm.alphas, space.candidates, step)
             row = {"kind": "step", "step": step, "epoch": epoch, **interval.values()}
             files.append("metrics.jsonl", row)
-            timing = _timing(place, config.batch_size, started, device)
+            timing = timing_since(started, place, 2 * config.batch_size, device)
             left = (steps - step) / timing["steps_per_second"]
             progress.update({**event, **timing, **row, "seconds_left": left})
         genotype = algorithm.derive()
@@ -249,7 +251,10 @@ def _epochs(
         row |= health(space, algorithm.alphas, genotype)
         if amiss:
             row["warnings"] = amiss
-        timing = {"epoch": epoch, **_timing(len(loader), config.batch_size, started, device)}
+        timing = {
+            "epoch": epoch,
+            **timing_since(started, len(loader), 2 * config.batch_size, device),
+        }
         history.append(row)
         files.append("metrics.jsonl", row)
         files.append(
@@ -261,7 +266,7 @@ def _epochs(
         if sick and config.stop_on_collapse:
             _warn(warnings, f"stopped in epoch {epoch} of {config.epochs} because a cell collapsed")
             break
-    return history, warnings
+    return history, list(warnings.values())
 
 
 def _record(
@@ -289,17 +294,6 @@ def _record(
     }
 
 
-def _timing(steps: int, batch_size: int, started: float, device: torch.device) -> dict[str, Any]:
-    """Return rates since ``started``; a step sees a training and a validation batch."""
-    seconds = time.perf_counter() - started
-    return {
-        "seconds": seconds,
-        "steps_per_second": steps / seconds,
-        "images_per_second": 2 * steps * batch_size / seconds,
-        "memory_bytes": peak_bytes(device),
-    }
-
-
 def _finish_phase(
     phase: str, started: float, files: RunFiles, progress: Progress, **content: Any
 ) -> None:
@@ -308,8 +302,9 @@ def _finish_phase(
     progress.update({"phase": phase, "kind": "end", "seconds": seconds, **content})
 
 
-def _warn(warnings: list[str], sentence: str) -> None:
-    """Log a sentence and keep it for the result, once."""
-    if sentence not in warnings:
-        warnings.append(sentence)
+def _warn(warnings: dict[str, str], sentence: str) -> None:
+    """Keep a sentence for the result, and log it once: a number that grew makes no new warning."""
+    kind = re.sub(r"\d+", "#", sentence)
+    if kind not in warnings:
         _LOG.warning("search: %s", sentence)
+    warnings[kind] = sentence

@@ -17,11 +17,11 @@ from pyfast_nas.data.loader import BatchStream, Normalize
 from pyfast_nas.data.sources import load_data
 from pyfast_nas.engine.config import TrainConfig, run_device
 from pyfast_nas.engine.export import write_network
-from pyfast_nas.engine.memory import peak_bytes
 from pyfast_nas.engine.metrics import Means, MetricBuffer
 from pyfast_nas.engine.preparation import data_record, fitted_space, package_record
 from pyfast_nas.engine.progress import Progress, Silent
 from pyfast_nas.engine.randomness import seeded
+from pyfast_nas.engine.rates import timing_since
 from pyfast_nas.engine.run_files import RunFiles
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.spaces.base import Genotype, SearchSpace
@@ -210,23 +210,13 @@ def _fit(
             if step % config.log_interval == 0 or place == len(stream):
                 for _, row in buffer.fetch():
                     means.add(row)
-                rate = place * config.batch_size / (time.perf_counter() - started)
-                left = (steps - step) * config.batch_size / rate
-                progress.update(
-                    {**event, "kind": "step", "epoch": epoch + 1, "step": step, **means.values()}
-                    | {"images_per_second": rate, "seconds_left": left}
-                    | {"memory_bytes": peak_bytes(device)}
-                )
-        seconds = time.perf_counter() - started
+                timing = timing_since(started, place, config.batch_size, device)
+                row = {"kind": "step", "epoch": epoch + 1, "step": step, **means.values()}
+                left = (steps - step) / timing["steps_per_second"]
+                progress.update({**event, **timing, **row, "seconds_left": left})
         row = {"kind": "epoch", "epoch": epoch + 1, **means.values()}
-        timing = {
-            "kind": "epoch",
-            "epoch": epoch + 1,
-            "seconds": seconds,
-            "steps_per_second": len(stream) / seconds,
-            "images_per_second": len(stream) * config.batch_size / seconds,
-            "memory_bytes": peak_bytes(device),
-        }
+        timing = timing_since(started, len(stream), config.batch_size, device)
+        timing |= {"kind": "epoch", "epoch": epoch + 1}
         history.append(row)
         files.append("metrics.jsonl", row)
         files.append("timing.jsonl", timing)

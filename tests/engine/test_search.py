@@ -302,8 +302,8 @@ def test_dead_search_warns_once_and_marks_the_result(tmp_path, caplog):
         result = run(tmp_path / "a", algorithm=Detached(alpha_decay=0.0), epochs=8)
     assert any("did not move" in sentence for sentence in result.warnings)
     assert any("exactly zero" in sentence for sentence in result.warnings)
-    moved = [record for record in caplog.records if "did not move" in record.getMessage()]
-    assert len(moved) <= 8
+    assert len(caplog.records) == 2, "each is logged once, though its numbers grow"
+    assert any("in 64 architecture steps" in sentence for sentence in result.warnings)
     record = json.loads((tmp_path / "a" / "result.json").read_text())
     assert record["warnings"] == list(result.warnings)
     assert lines(tmp_path / "a" / "metrics.jsonl")[-1]["warnings"]
