@@ -14,7 +14,8 @@ from pyfast_nas.viz.graph import cell_svg
 from pyfast_nas.viz.markup import escape, printable
 from pyfast_nas.viz.run_folder import RunFolder
 from pyfast_nas.viz.style import style_sheet
-from pyfast_nas.viz.units import duration, memory, number, percent
+from pyfast_nas.viz.tables import settings, times
+from pyfast_nas.viz.units import duration, memory, percent
 
 __all__ = ["render_report", "write_report"]
 
@@ -68,8 +69,8 @@ def render_report(run: RunFolder) -> str:
         _section("Architecture parameters at the end", final_alphas(run), long=True),
         _section("Architecture parameters over time", alphas_over_time(run), long=True),
         _section("Curves", _curves(run)),
-        _section("Time and memory", _times(run)),
-        _section("Settings", _settings(run), long=True),
+        _section("Time and memory", times(run)),
+        _section("Settings", settings(run), long=True),
     ]
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     lines = [
@@ -288,57 +289,3 @@ def _curves(run: RunFolder) -> str:
         if picture
     )
     return f'<div class="charts">{body}</div>' if body else ""
-
-
-def _times(run: RunFolder) -> str:
-    rows = [
-        (f"{phase}, in all", duration(seconds)) for phase, seconds in sorted(run.totals.items())
-    ]
-    for key, what in (
-        ("seconds", "an epoch of the search"),
-        ("images_per_second", "images per second"),
-        ("steps_per_second", "steps per second"),
-    ):
-        values = sorted(line[key] for line in run.timing if isinstance(line.get(key), int | float))
-        if values:
-            show = duration if key == "seconds" else lambda v: number(v, 1)
-            middle = values[len(values) // 2]
-            text = f"{show(middle)} (median; {show(values[0])} to {show(values[-1])})"
-            rows.append((what, text))
-    if peak := run.peak_memory:
-        rows.append(("peak memory", memory(peak)))
-    return _table(rows)
-
-
-def _settings(run: RunFolder) -> str:
-    parts = []
-    for key, title in (
-        ("search", "Search"),
-        ("algorithm", "Algorithm"),
-        ("space", "Space"),
-        ("data", "Data"),
-        ("kernels", "Kernels that served"),
-        ("versions", "Versions"),
-    ):
-        record = run.config.get(key)
-        if isinstance(record, Mapping) and record:
-            table = _table([(name, _value(value)) for name, value in record.items()])
-            parts.append(f"<div><h3>{title}</h3>{table}</div>")
-    return f'<div class="columns">{"".join(parts)}</div>' if parts else ""
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_value, value)) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else printable(value, 400)
-
-
-def _table(rows: Sequence[tuple[str, str]]) -> str:
-    if not rows:
-        return ""
-    body = "".join(
-        f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in rows
-    )
-    return f"<table><tbody>{body}</tbody></table>"
