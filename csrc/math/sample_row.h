@@ -46,7 +46,7 @@ PFN_HD bool sample_row(const T* logits,  // [columns]
   }
   T sum{};
   bool usable = true;
-  uint32_t words[4];
+  uint32_t words[4] = {};
   for (int64_t j = 0; j < columns; ++j) {
     T key = logits[j];
     if (noise != nullptr) {
