@@ -89,6 +89,7 @@ def mode() -> str:
 
 def kernels_in_use(device: str = "cpu") -> dict[str, str]:
     """Return ``compiled`` or ``reference`` for each operator on ``device``."""
+    _require_known(_mode)
     kind = torch.device(device).type
     word = "compiled" if _mode != "reference" and kind in _kernels else "reference"
     return dict.fromkeys(OPERATORS, word)
@@ -111,8 +112,7 @@ def use(mode: str) -> Iterator[None]:
 
 def _set_mode(mode: str, name: str) -> None:
     global _mode
-    if mode not in MODES:
-        raise ConfigError(f"{name} must be one of {', '.join(MODES)}, got {mode!r}")
+    _require_known(mode, name)
     _mode = mode
     _served.clear()
     if mode == "reference":
@@ -121,8 +121,14 @@ def _set_mode(mode: str, name: str) -> None:
         _served.update(dict.fromkeys(_kernels, True))
 
 
+def _require_known(mode: str, name: str = "PYFAST_NAS_KERNELS") -> None:
+    if mode not in MODES:
+        raise ConfigError(f"{name} must be one of {', '.join(MODES)}, got {mode!r:.200}")
+
+
 def _missing(kind: str) -> bool:
     """Answer for a device without kernels: raise, or warn and remember."""
+    _require_known(_mode)
     if _mode == "require":
         raise BackendUnavailableError(
             f"compiled kernels for {kind} are required by PYFAST_NAS_KERNELS=require and cannot be "
@@ -218,5 +224,7 @@ _served: dict[str, bool] = {}
 _warned: set[str] = set()
 _library = _load()
 _kernels = _kernel_devices()
-_mode = "auto"
-_set_mode(os.environ.get("PYFAST_NAS_KERNELS", "auto"), "PYFAST_NAS_KERNELS")
+_mode = os.environ.get("PYFAST_NAS_KERNELS", "auto")
+if _mode in MODES:
+    _set_mode(_mode, "PYFAST_NAS_KERNELS")
+# An unknown mode is refused at the first use, where the command line can show it in one line.

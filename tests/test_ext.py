@@ -48,7 +48,7 @@ def test_unknown_mode_is_refused() -> None:
 
 @pytest.mark.promise("B5")
 def test_unknown_environment_switch_names_the_accepted_ones() -> None:
-    done = python("import pyfast_nas.ops", PYFAST_NAS_KERNELS="foo")
+    done = python(CALL, PYFAST_NAS_KERNELS="foo")
     assert done.returncode != 0
     assert "ConfigError: PYFAST_NAS_KERNELS must be one of auto, reference, require" in done.stderr
 
