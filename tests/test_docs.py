@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(pyfast_nas.__path__, "pyfast_nas.")
-    if not module.name.endswith(("__main__", "._C"))
+    if not module.name.endswith(("__main__", "._C", "._version"))
 )
 PUBLIC = ("pyfast_nas", "pyfast_nas.ops")
 
