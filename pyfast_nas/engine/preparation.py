@@ -68,7 +68,7 @@ def preset_algorithm(name: str, data_name: str) -> SearchAlgorithm:
 
     Example:
         >>> [preset_algorithm("darts", data).alpha_lr for data in ("cifar10", "digits")]
-        [0.0003, 0.02]
+        [0.0003, 0.05]
     """
     if name not in ALGORITHMS:
         raise ConfigError(
