@@ -134,13 +134,11 @@ struct Best {
   }
 };
 
-PFN_INLINE float lane_of(FloatLanes value, int lane) { return value[lane]; }
-PFN_INLINE double lane_of(double value, int) { return value; }
-
-// Keys of one row into `keys`, which is padded with -inf to whole chunks; offers them to `best`.
+// Keys of one row into `keys`, padded with -inf to whole chunks, and into `maxima` the largest of
+// each lane and vector of the chunks. Returns whether all were below +inf.
 template <typename T, typename L>
 bool sample_keys(const GumbelTopkArgs<T>& args, int64_t row, T* keys,
-                 Best<T>& best) {
+                 typename L::Value* maxima /* [kVectors] */) {
   using Value = typename L::Value;
   constexpr int64_t kChunk = L::kVectors * L::kWidth;
   const T* logits = args.logits + row * args.columns;
@@ -179,18 +177,50 @@ bool sample_keys(const GumbelTopkArgs<T>& args, int64_t row, T* keys,
     __builtin_memcpy(keys + j, chunk, sizeof(chunk));
     for (int v = 0; v < L::kVectors; ++v) {
       usable &= every_lane(chunk[v] < __builtin_huge_valf());
-      if (any_lane(chunk[v] > best.threshold)) {
-        for (int lane = 0; lane < L::kWidth; ++lane) {
-          const T key = lane_of(chunk[v], lane);
-          if (key > best.threshold) {
-            best.offer(key, static_cast<int32_t>(j) + v * L::kWidth + lane);
-          }
+      maxima[v] = chunk[v] > maxima[v] ? chunk[v] : maxima[v];
+    }
+  }
+  return usable;
+}
+
+// The k-th largest of the maxima, which at least k keys of the row reach; -inf where k are not there.
+template <typename T, typename L>
+T threshold_of(const typename L::Value* maxima, int64_t k) {
+  using Index = typename L::Index;
+  constexpr int kMaxima = L::kVectors * L::kWidth;
+  T values[kMaxima];
+  __builtin_memcpy(values, maxima, sizeof(values));
+  // How many of them reach each: no branch, where a sort would mispredict most of its own.
+  Index reached[L::kVectors] = {};
+  for (const T value : values) {
+    for (int v = 0; v < L::kVectors; ++v) {
+      reached[v] += value >= maxima[v] ? Index{} + 1 : Index{};
+    }
+  }
+  int32_t counts[kMaxima];
+  __builtin_memcpy(counts, reached, sizeof(counts));
+  T threshold = masked<T>();
+  for (int i = 0; i < kMaxima; ++i) {
+    threshold = counts[i] >= k && values[i] > threshold ? values[i] : threshold;
+  }
+  return threshold;
+}
+
+// Offers to `best` every key of the row that reaches `threshold`, in ascending order of columns.
+template <typename T, typename L>
+void select_keys(const T* keys, int64_t padded, T threshold, Best<T>& best) {
+  for (int64_t j = 0; j < padded; j += L::kWidth) {
+    typename L::Value vector;
+    __builtin_memcpy(&vector, keys + j, sizeof(vector));
+    if (any_lane(vector >= threshold)) {
+      for (int lane = 0; lane < L::kWidth; ++lane) {
+        if (keys[j + lane] >= threshold && keys[j + lane] > best.threshold) {
+          best.offer(keys[j + lane], static_cast<int32_t>(j) + lane);
         }
       }
     }
   }
   best.finish();
-  return usable;
 }
 
 template <typename T>
@@ -204,7 +234,15 @@ bool sample_row(const GumbelTopkArgs<T>& args, T* scratch, int64_t row) {
   T* ranks = keys + padded;
   Best<T> best{ranks, reinterpret_cast<int32_t*>(ranks + k), k, 0, T{}};
   best.clear();
-  if (!sample_keys<T, L>(args, row, keys, best) || !(best.keys[k - 1] > masked<T>())) {
+  Value maxima[L::kVectors];
+  for (Value& maximum : maxima) {
+    maximum = masked<Value>();
+  }
+  if (!sample_keys<T, L>(args, row, keys, maxima)) {
+    return false;
+  }
+  select_keys<T, L>(keys, padded, threshold_of<T, L>(maxima, k), best);
+  if (!(best.keys[k - 1] > masked<T>()) || best.index[k - 1] < 0) {
     return false;
   }
 

@@ -280,7 +280,7 @@ def _is_untracked(logits: Tensor, noise: Tensor | None) -> bool:
     ):
         return False
     return not (
-        torch.compiler.is_compiling()
+        torch.compiler.is_dynamo_compiling()
         or forward_ad._current_level >= 0
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
