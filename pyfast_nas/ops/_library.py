@@ -16,6 +16,8 @@ from pyfast_nas.ops._checks import check_mixed_sum
 from pyfast_nas.ops._sampling_checks import check_block, check_gumbel_topk, check_seed
 
 __all__ = [
+    "CPU_KEYS",
+    "CUDA_KEYS",
     "LIB",
     "DirectFunction",
     "call_gumbel_topk",
@@ -47,9 +49,10 @@ _mixed_sum = torch.ops.pyfast_nas.mixed_sum.default
 _mixed_sum_backward = torch.ops.pyfast_nas.mixed_sum_backward.default
 _gumbel_topk = torch.ops.pyfast_nas.gumbel_topk.default
 _gumbel_topk_backward = torch.ops.pyfast_nas.gumbel_topk_backward.default
-_run_gumbel_topk = _gumbel_topk._handle.redispatch_boxed
-_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
-_CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+# (keyset, *arguments): the kernel past all layers of the dispatcher, only where nobody looks on.
+run_gumbel_topk = _gumbel_topk._handle.redispatch_boxed
+CPU_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+CUDA_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
 
 def register_autograd(name: str, backward: Callable, setup_context: Callable) -> None:
@@ -120,11 +123,6 @@ LIB.impl("mixed_sum_backward", _mixed_sum_backward_default, "CompositeExplicitAu
 for _key in ("Batched", "FuncTorchBatched"):
     LIB.impl("mixed_sum", reference.mixed_sum, _key)
     LIB.impl("mixed_sum_backward", reference.mixed_sum_backward, _key)
-
-
-def run_gumbel_topk(on_cuda: bool, *arguments) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the kernel past all layers of the dispatcher: only where nobody looks on."""
-    return _run_gumbel_topk(_CUDA if on_cuda else _CPU, *arguments)
 
 
 def call_gumbel_topk(

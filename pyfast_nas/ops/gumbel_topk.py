@@ -19,6 +19,7 @@ from pyfast_nas.ops._sampling_checks import (
     has_usable_keys,
 )
 
+_CPU = torch.device("cpu")
 _PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 _PLAIN_NOISE = (type(None), *_PLAIN_TENSORS)
 _RELAXATIONS = ("shared", "conditional")
@@ -84,15 +85,18 @@ def gumbel_topk(
         and relaxation in _RELAXATIONS
         and _is_untracked(logits, noise)
         and (logits.is_cpu or logits.is_cuda)
-        and _ext.compiled_for(logits.device)
+        and _ext.compiled_for(_CPU if logits.is_cpu else logits.device)
     ):
         # The kernel checks all that is left to check; who was wrong is found out afterwards.
+        keyset = _library.CPU_KEYS if logits.is_cpu else _library.CUDA_KEYS
         try:
-            arguments = (logits, k, tau, seed, relaxation == "conditional", False, noise)
-            return _library.run_gumbel_topk(logits.is_cuda, *arguments)[:2]
+            weights, indices, _ = _library.run_gumbel_topk(
+                keyset, logits, k, tau, seed, relaxation == "conditional", False, noise
+            )
         except (RuntimeError, TypeError):
             _refuse(logits, k, tau, seed, relaxation, noise)
             raise
+        return weights, indices
     check_gumbel_topk(logits, k, tau, seed, relaxation, noise)
     arguments = (logits, noise, seed, k, float(tau), relaxation == "conditional")
     if not _ext.compiled_for(logits.device):
