@@ -10,7 +10,7 @@ from pyfast_nas.algorithms import ALGORITHMS, SearchAlgorithm
 from pyfast_nas.cli import parsing
 from pyfast_nas.cli.inputs import free_folder, quoted_path, read_run
 from pyfast_nas.cli.progress import open_display
-from pyfast_nas.engine import SearchConfig, SearchResult, preset, search
+from pyfast_nas.engine import SearchConfig, SearchResult, preset, preset_algorithm, search
 from pyfast_nas.engine.run_files import to_json
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.spaces import SPACES, SearchSpace
@@ -88,7 +88,7 @@ def parse(arguments: Sequence[str]) -> Search:
         "search": parsing.group(
             SearchConfig().resolved(data), hidden=["output"], title="Length, comparison and files."
         ),
-        "algorithm": parsing.group(ALGORITHMS[name](), title=f"Options of {name}."),
+        "algorithm": parsing.group(preset_algorithm(name, data), title=f"Options of {name}."),
     }
     if set(fields) - set(hidden):
         groups["space"] = parsing.group(

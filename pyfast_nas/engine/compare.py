@@ -9,6 +9,13 @@ from pyfast_nas.errors import ConfigError
 
 __all__ = ["Comparison", "compare"]
 
+# Degrees of freedom and the 97.5 % quantile of Student's distribution.
+_QUANTILES = (
+    *((0, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (6, 2.447), (7, 2.365)),
+    *((8, 2.306), (9, 2.262), (10, 2.228), (12, 2.179), (15, 2.131), (20, 2.086), (30, 2.042)),
+    *((60, 2.000), (120, 1.980), (1000, 1.962)),
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -30,12 +37,14 @@ class Comparison:
 def compare(searched: Sequence[float], random: Sequence[float], *, test_samples: int) -> Comparison:
     r"""Compare accuracies of trainings of the found architecture with those of random ones.
 
-    The verdict is a tie unless the difference exceeds two standard errors,
+    The verdict is a tie unless Welch's test rejects equal means at the 5 % level: the difference
+    must exceed its standard error
 
-    .. math:: \sqrt{s_1^2 / n_1 + s_2^2 / n_2},
+    .. math:: \sqrt{s_1^2 / n_1 + s_2^2 / n_2}
 
-    where no standard error is taken to be smaller than one test sample, and unless both sides
-    have two trainings or more: one shows no spread.
+    times Student's 97.5 % quantile for the Welch-Satterthwaite degrees of freedom, so that a few
+    trainings need a larger lead than many. No standard error is taken to be smaller than one test
+    sample, and both sides need two trainings or more: one shows no spread.
 
     Args:
         searched: Accuracies of the found architecture, from 0 to 1, one a training.
@@ -62,10 +71,12 @@ def compare(searched: Sequence[float], random: Sequence[float], *, test_samples:
     means = statistics.fmean(searched), statistics.fmean(random)
     spreads = [statistics.stdev(group) if len(group) > 1 else 0.0 for group in (searched, random)]
     difference = means[0] - means[1]
-    error = math.sqrt(spreads[0] ** 2 / len(searched) + spreads[1] ** 2 / len(random))
-    error = max(error, 1 / test_samples)
-    shows_spread = min(len(searched), len(random)) > 1
-    if not shows_spread or abs(difference) <= 2 * error:
+    counts = len(searched), len(random)
+    parts = [spread**2 / count for spread, count in zip(spreads, counts, strict=True)]
+    error = max(math.sqrt(sum(parts)), 1 / test_samples)
+    shows_spread = min(counts) > 1
+    bound = error * _student_quantile(_degrees_of_freedom(parts, counts)) if shows_spread else 0.0
+    if not shows_spread or abs(difference) <= bound:
         verdict = "tie"
     else:
         verdict = "better" if difference > 0 else "worse"
@@ -78,13 +89,13 @@ def compare(searched: Sequence[float], random: Sequence[float], *, test_samples:
         )
     elif verdict == "tie":
         end = (
-            f"The difference of {points:+.2f} points is within two standard errors "
-            f"({200 * error:.2f}): a tie."
+            f"The difference of {points:+.2f} points is within what chance explains "
+            f"(±{100 * bound:.2f} at the 5 % level): a tie."
         )
     else:
         end = (
-            f"The difference of {points:+.2f} points exceeds two standard errors "
-            f"({200 * error:.2f}): the found architecture is {verdict}."
+            f"The difference of {points:+.2f} points exceeds what chance explains "
+            f"(±{100 * bound:.2f} at the 5 % level): the found architecture is {verdict}."
         )
     return Comparison(
         difference=difference,
@@ -92,6 +103,19 @@ def compare(searched: Sequence[float], random: Sequence[float], *, test_samples:
         verdict=verdict,
         sentence=f"Test accuracy of the found architecture is {found}, against {rivals}. {end}",
     )
+
+
+def _degrees_of_freedom(parts: Sequence[float], counts: Sequence[int]) -> float:
+    """Welch-Satterthwaite degrees of freedom from the squared standard errors of both means."""
+    if not any(parts):
+        return sum(counts) - 2
+    shares = (part**2 / (count - 1) for part, count in zip(parts, counts, strict=True))
+    return sum(parts) ** 2 / sum(shares)
+
+
+def _student_quantile(freedom: float) -> float:
+    """Student's 97.5 % quantile at the next lower tabulated degrees of freedom."""
+    return next(quantile for least, quantile in reversed(_QUANTILES) if freedom >= least)
 
 
 def _described(mean: float, spread: float, count: int, what: str) -> str:

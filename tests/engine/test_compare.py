@@ -28,12 +28,21 @@ def test_standard_error_is_welchs():
     assert result.difference == pytest.approx(0.91 - 0.50 - 0.01 * math.sqrt(2))
 
 
-def test_the_bound_is_two_standard_errors():
-    spread = [0.50, 0.52]  # standard error 0.01 each side
+def test_two_trainings_a_side_need_students_quantile():
+    spread = [0.50, 0.52]  # standard error 0.01 each side, two degrees of freedom
     error = math.sqrt(2) * 0.01
-    for factor, verdict in ((1.99, "tie"), (2.01, "better")):
+    for factor, verdict in ((4.30, "tie"), (4.31, "better")):
         shifted = [value + factor * error for value in spread]
         assert compare(shifted, spread, test_samples=10**6).verdict == verdict
+
+
+def test_unequal_spreads_have_welchs_degrees_of_freedom():
+    # Nearly all of the variance is on the side of three: two degrees of freedom, by hand 2.0004.
+    rivals, steady = [0.50, 0.52, 0.54], [0.60, 0.6001, 0.6002, 0.6001]
+    error = math.sqrt(0.0004 / 3 + 0.5 * 1.3333333e-8 / 4)
+    for factor, verdict in ((4.28, "tie"), (4.32, "better")):
+        shifted = [0.52 + factor * error + (value - 0.6001) for value in steady]
+        assert compare(shifted, rivals, test_samples=10**6).verdict == verdict
 
 
 def test_one_image_more_is_no_win_where_nothing_varies():
