@@ -66,6 +66,7 @@ def fused(logits, k, seed):
 def providers(logits, k):
     """Return name -> call of every provider, each checked first."""
     seed = ops.draw_seed(torch.Generator().manual_seed(0), logits.device)
+    torch._dynamo.reset()
     compiled = torch.compile(exponential_softmax, dynamic=False)
     made = {
         "rand": lambda x: noise_by_rand(x, k),

@@ -55,15 +55,17 @@ bool sample_lanes(const GumbelTopkArgs<float>& args, int64_t first_row, int64_t 
   }
   IndexLanes usable = IndexLanes{} - 1;
   for (int j = 0; j < columns; j += 4) {
-    WordLanes words[4];
+    FloatLanes drawn[4];
     if (!args.noise) {
+      WordLanes words[4];
       words_of_rows(args.seed, math::philox_block(j / 4, 0), static_cast<uint32_t>(first_row),
                     words);
+      gumbel_together<4>(words, drawn);
     }
     for (int i = 0; i < 4 && j + i < columns; ++i) {
       FloatLanes key = keys[j + i];
       if (!args.noise) {
-        key += math::gumbel<Lanes>(words[i]);
+        key += drawn[i];
         keys[j + i] = key;
       }
       usable &= key < __builtin_huge_valf();
@@ -170,8 +172,10 @@ bool sample_keys(const GumbelTopkArgs<T>& args, int64_t row, T* keys,
     } else {
       typename L::Word words[L::kVectors];
       L::words(args.seed, math::philox_block(j / 4, 0), static_cast<uint32_t>(row), words);
+      Value drawn[L::kVectors];
+      L::gumbel(words, drawn);
       for (int v = 0; v < L::kVectors; ++v) {
-        chunk[v] += math::gumbel<L>(words[v]);
+        chunk[v] += drawn[v];
       }
     }
     __builtin_memcpy(keys + j, chunk, sizeof(chunk));

@@ -40,7 +40,7 @@ struct GumbelTopkBackwardArgs {
 };
 
 // Numbers of scratch that one call of gumbel_topk() needs.
-inline int64_t gumbel_topk_scratch(int64_t columns, int64_t k) { return columns + 64 + 3 * k; }
+inline int64_t gumbel_topk_scratch(int64_t columns, int64_t k) { return columns + 128 + 3 * k; }
 
 }  // namespace pfn::cpu
 

@@ -50,25 +50,57 @@ PFN_INLINE bool any_lane(bool mask) { return mask; }
 PFN_INLINE bool every_lane(IndexLanes mask) { return !any_lane(~mask); }
 PFN_INLINE bool every_lane(bool mask) { return mask; }
 
-// Natural logarithm of positive normal numbers, within 1.5 units in the last place, near 1 as well.
-PFN_INLINE FloatLanes log_lanes(FloatLanes x) {
-  // x = 2^e (1 + r) with 1 + r between sqrt(1/2) and sqrt(2).
-  const IndexLanes bits = reinterpret_cast<IndexLanes>(x) - 0x3f3504f3;
-  const FloatLanes e = __builtin_convertvector(bits >> 23, FloatLanes);
-  const FloatLanes r = reinterpret_cast<FloatLanes>((bits & 0x7fffff) + 0x3f3504f3) - 1.0f;
-  const FloatLanes square = r * r;
-  // Minimax for (log(1 + r) - r + r^2 / 2) / r^3, relative error of the sum 6e-9.
-  FloatLanes p = r * -0.07634509733f + 0.1276157855f;
-  p = p * r - 0.1316017761f;
-  p = p * r + 0.142017574f;
-  p = p * r - 0.1662335783f;
-  p = p * r + 0.2000122693f;
-  p = p * r - 0.2500082102f;
-  p = p * r + 0.3333333171f;
-  // log 2 in two parts: the first times any e is exact.
-  FloatLanes low = e * -2.12194440e-4f + (p * r) * square;
-  low = square * -0.5f + low;
-  return e * 0.693359375f + (r + low);
+// Natural logarithms of kCount vectors of positive normal numbers, in place, within 1.5 units in the
+// last place, near 1 as well. They go step by step together: one alone waits for its own results
+// longer than the processor can look ahead.
+template <int kCount>
+PFN_INLINE void log_together(FloatLanes* x /* [kCount] */) {
+  FloatLanes e[kCount], r[kCount], square[kCount], p[kCount], q[kCount];
+  for (int n = 0; n < kCount; ++n) {
+    // x = 2^e (1 + r) with 1 + r between sqrt(1/2) and sqrt(2).
+    const IndexLanes bits = reinterpret_cast<IndexLanes>(x[n]) - 0x3f3504f3;
+    e[n] = __builtin_convertvector(bits >> 23, FloatLanes);
+    r[n] = reinterpret_cast<FloatLanes>((bits & 0x7fffff) + 0x3f3504f3) - 1.0f;
+    square[n] = r[n] * r[n];
+  }
+  // Minimax for (log(1 + r) - r + r^2 / 2) / r^3, relative error of the sum 6e-9; even and odd
+  // powers apart, to halve the chain.
+  for (int n = 0; n < kCount; ++n) {
+    p[n] = square[n] * -0.07634509733f - 0.1316017761f;
+    q[n] = square[n] * 0.1276157855f + 0.142017574f;
+  }
+  for (int n = 0; n < kCount; ++n) {
+    p[n] = p[n] * square[n] - 0.1662335783f;
+    q[n] = q[n] * square[n] + 0.2000122693f;
+  }
+  for (int n = 0; n < kCount; ++n) {
+    p[n] = p[n] * square[n] - 0.2500082102f;
+    q[n] = q[n] * square[n] + 0.3333333171f;
+  }
+  for (int n = 0; n < kCount; ++n) {
+    // log 2 in two parts: the first times any e is exact.
+    p[n] = p[n] * r[n] + q[n];
+    FloatLanes low = e[n] * -2.12194440e-4f + (p[n] * r[n]) * square[n];
+    low = square[n] * -0.5f + low;
+    x[n] = e[n] * 0.693359375f + (r[n] + low);
+  }
+}
+
+// Gumbel noise from kCount vectors of words: math::gumbel(), together.
+template <int kCount>
+PFN_INLINE void gumbel_together(const WordLanes* words, FloatLanes* noise /* [kCount] */) {
+  for (int n = 0; n < kCount; ++n) {
+    const IndexLanes odd = reinterpret_cast<IndexLanes>((words[n] >> 8) | 1u);
+    noise[n] = __builtin_convertvector(odd, FloatLanes) * 0x1p-24f;
+  }
+  log_together<kCount>(noise);
+  for (int n = 0; n < kCount; ++n) {
+    noise[n] = -noise[n];
+  }
+  log_together<kCount>(noise);
+  for (int n = 0; n < kCount; ++n) {
+    noise[n] = -noise[n];
+  }
 }
 
 // Exponential of numbers up to 88, within 1.5 units in the last place; below -87.3 it is 0.
@@ -118,25 +150,28 @@ PFN_INLINE WordLanes pack(WideLanes even, WideLanes odd) {
   return reinterpret_cast<WordLanes>((even & 0xffffffffu) | (odd << 32));
 }
 
-PFN_INLINE void encrypt(const math::PhiloxSeed& seed, WideLanes block, WideLanes row,
-                        WideLanes* words /* [4] */) {
-  words[0] = block;
-  words[1] = row;
-  words[2] = WideLanes{} + seed.offset[0];
-  words[3] = WideLanes{} + seed.offset[1];
-  math::philox4x32<WideWords>(words, seed.key[0], seed.key[1]);
+// Encrypts counters of which the first two words, block and row, are set.
+template <int kCounters>
+PFN_INLINE void encrypt(const math::PhiloxSeed& seed, WideLanes (*words)[4]) {
+  for (int n = 0; n < kCounters; ++n) {
+    words[n][2] = WideLanes{} + seed.offset[0];
+    words[n][3] = WideLanes{} + seed.offset[1];
+  }
+  math::philox4x32_together<WideWords, kCounters>(words, seed.key[0], seed.key[1]);
 }
 
 // Words of one block of four columns for kFloats rows: words[i] holds column i, lane = row.
 PFN_INLINE void words_of_rows(const math::PhiloxSeed& seed, uint32_t block, uint32_t first_row,
                               WordLanes* words /* [4] */) {
-  const WideLanes row = lane_numbers<WideLanes>() * 2 + first_row;
-  const WideLanes counter = WideLanes{} + block;
-  WideLanes even[4], odd[4];
-  encrypt(seed, counter, row, even);
-  encrypt(seed, counter, row + 1, odd);
+  const WideLanes even_row = lane_numbers<WideLanes>() * 2 + first_row;
+  WideLanes w[2][4];
+  for (int odd = 0; odd < 2; ++odd) {
+    w[odd][0] = WideLanes{} + block;
+    w[odd][1] = even_row + static_cast<uint32_t>(odd);
+  }
+  encrypt<2>(seed, w);
   for (int i = 0; i < 4; ++i) {
-    words[i] = pack(even[i], odd[i]);
+    words[i] = pack(w[0][i], w[1][i]);
   }
 }
 
@@ -160,15 +195,25 @@ PFN_INLINE void interleave(WideLanes a, WideLanes b, WideLanes* lower, WideLanes
 #undef PFN_SHUFFLE
 }
 
-// Words of 2 * kFloats neighbouring columns of one row, from a column divisible by four on.
+// Counters encrypted together along a row.
+constexpr int kTogether = 2;
+
+// Words of 2 * kTogether * kFloats neighbouring columns of a row, from a multiple of four on.
 PFN_INLINE void words_of_columns(const math::PhiloxSeed& seed, uint32_t first_block, uint32_t row,
-                                 WordLanes* words /* [2] */) {
-  WideLanes w[4], lower, upper;
-  encrypt(seed, lane_numbers<WideLanes>() + first_block, WideLanes{} + row, w);
-  interleave(reinterpret_cast<WideLanes>(pack(w[0], w[1])),
-             reinterpret_cast<WideLanes>(pack(w[2], w[3])), &lower, &upper);
-  words[0] = reinterpret_cast<WordLanes>(lower);
-  words[1] = reinterpret_cast<WordLanes>(upper);
+                                 WordLanes* words /* [2 * kTogether] */) {
+  WideLanes w[kTogether][4];
+  for (int n = 0; n < kTogether; ++n) {
+    w[n][0] = lane_numbers<WideLanes>() + (first_block + static_cast<uint32_t>(n * kWides));
+    w[n][1] = WideLanes{} + row;
+  }
+  encrypt<kTogether>(seed, w);
+  for (int n = 0; n < kTogether; ++n) {
+    WideLanes lower, upper;
+    interleave(reinterpret_cast<WideLanes>(pack(w[n][0], w[n][1])),
+               reinterpret_cast<WideLanes>(pack(w[n][2], w[n][3])), &lower, &upper);
+    words[2 * n] = reinterpret_cast<WordLanes>(lower);
+    words[2 * n + 1] = reinterpret_cast<WordLanes>(upper);
+  }
 }
 
 // What math/ templates need, on a vector of floats.
@@ -178,7 +223,7 @@ struct Lanes {
   using Index = IndexLanes;
   using Word = WordLanes;
   static constexpr int kWidth = kFloats;
-  static constexpr int kVectors = 2;  // vectors that one call of words() fills
+  static constexpr int kVectors = 2 * kTogether;  // vectors that one call of words() fills
   template <typename T>
   PFN_HD FloatLanes load_row(const T* from) {
     return load(from);
@@ -186,7 +231,9 @@ struct Lanes {
   PFN_HD FloatLanes from_word(WordLanes n) {
     return __builtin_convertvector(reinterpret_cast<IndexLanes>(n), FloatLanes);
   }
-  PFN_HD FloatLanes log(FloatLanes x) { return log_lanes(x); }
+  PFN_HD void gumbel(const WordLanes* words, FloatLanes* noise /* [kVectors] */) {
+    gumbel_together<kVectors>(words, noise);
+  }
   PFN_HD FloatLanes exp(FloatLanes x) { return exp_lanes(x); }
   PFN_HD void words(const math::PhiloxSeed& seed, uint32_t block, uint32_t row, WordLanes* words) {
     words_of_columns(seed, block, row, words);
@@ -200,6 +247,11 @@ struct OneDouble : math::Scalar<double> {
   PFN_HD double load_row(const double* from) { return *from; }
   PFN_HD void words(const math::PhiloxSeed& seed, uint32_t block, uint32_t row, uint32_t* words) {
     math::philox_words(seed, block, row, words);
+  }
+  PFN_HD void gumbel(const uint32_t* words, double* noise /* [kVectors] */) {
+    for (int i = 0; i < kVectors; ++i) {
+      noise[i] = math::gumbel<math::Scalar<double>>(words[i]);
+    }
   }
 };
 

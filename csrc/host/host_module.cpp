@@ -35,7 +35,7 @@ Array<uint32_t> philox(Array<uint32_t> counter, Array<uint32_t> key, int rounds)
   }
   const uint32_t k0 = key.data()[0], k1 = key.data()[1];
   if (rounds == 7) {
-    pfn::math::philox4x32<pfn::math::ScalarWords, 7>(words, k0, k1);
+    pfn::math::philox4x32<7>(words, k0, k1);
   } else {
     pfn::math::philox4x32(words, k0, k1);
   }
@@ -80,10 +80,11 @@ Array<uint32_t> lane_words(int64_t seed, int64_t offset, uint32_t row, uint32_t 
     }
   };
   if (along) {
-    WordLanes lanes[2];
+    WordLanes lanes[pfn::cpu::plain::Lanes::kVectors];
     pfn::cpu::plain::words_of_columns(words, block, row, lanes);
-    append(lanes[0]);
-    append(lanes[1]);
+    for (const WordLanes& columns : lanes) {
+      append(columns);
+    }
   } else {
     WordLanes lanes[4];
     pfn::cpu::plain::words_of_rows(words, block, row, lanes);
@@ -160,7 +161,10 @@ PYBIND11_MODULE(_host, m) {
     return map_words(words, [](uint32_t w) { return pfn::math::gumbel<math_float>(w); });
   });
   m.def("log_lanes", [](const Array<float>& x) {
-    return map_lanes(x, [](auto lanes) { return pfn::cpu::plain::log_lanes(lanes); });
+    return map_lanes(x, [](auto lanes) {
+      pfn::cpu::plain::log_together<1>(&lanes);
+      return lanes;
+    });
   });
   m.def("exp_lanes", [](const Array<float>& x) {
     return map_lanes(x, [](auto lanes) { return pfn::cpu::plain::exp_lanes(lanes); });

@@ -36,27 +36,37 @@ struct ScalarWords {
   }
 };
 
-// Replaces the counter by its encryption under the key.
-template <typename Words = ScalarWords, int kRounds = 10>
-PFN_HD void philox4x32(typename Words::Word* counter,  // [4]
-                       uint32_t k0, uint32_t k1) {
+// Replaces each counter by its encryption under the key. Several go round by round together, since
+// the products of one wait for each other.
+template <typename Words, int kCounters, int kRounds = 10>
+PFN_HD void philox4x32_together(typename Words::Word (*counters)[4],  // [kCounters][4]
+                                uint32_t k0, uint32_t k1) {
   using Word = typename Words::Word;
-  Word c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
   for (int round = 0; round < kRounds; ++round) {
-    Word high0, low0, high2, low2;
-    Words::multiply(0xD2511F53u, c0, &high0, &low0);
-    Words::multiply(0xCD9E8D57u, c2, &high2, &low2);
-    c0 = high2 ^ c1 ^ k0;
-    c1 = low2;
-    c2 = high0 ^ c3 ^ k1;
-    c3 = low0;
+    for (int n = 0; n < kCounters; ++n) {
+      Word* c = counters[n];
+      Word high0, low0, high2, low2;
+      Words::multiply(0xD2511F53u, c[0], &high0, &low0);
+      Words::multiply(0xCD9E8D57u, c[2], &high2, &low2);
+      c[0] = high2 ^ c[1] ^ k0;
+      c[1] = low2;
+      c[2] = high0 ^ c[3] ^ k1;
+      c[3] = low0;
+    }
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  counter[0] = c0;
-  counter[1] = c1;
-  counter[2] = c2;
-  counter[3] = c3;
+}
+
+// One counter of four 32-bit words.
+template <int kRounds = 10>
+PFN_HD void philox4x32(uint32_t* counter,  // [4]
+                       uint32_t k0, uint32_t k1) {
+  uint32_t words[1][4] = {{counter[0], counter[1], counter[2], counter[3]}};
+  philox4x32_together<ScalarWords, 1, kRounds>(words, k0, k1);
+  for (int i = 0; i < 4; ++i) {
+    counter[i] = words[0][i];
+  }
 }
 
 // The four words of columns 4 b to 4 b + 3 of one row.
