@@ -255,13 +255,22 @@ bool sample_row(const GumbelTopkArgs<T>& args, T* scratch, int64_t row) {
   for (int64_t block = 0; block < padded; block += kSumBlock) {
     const int64_t end = block + kSumBlock < padded ? block + kSumBlock : padded;
     Value sums{};
-    for (int64_t j = block; j < end; j += L::kWidth) {
-      Value key;
-      __builtin_memcpy(&key, keys + j, sizeof(key));
-      sums += math::relaxed_term<L>(key, columns_from(static_cast<int32_t>(j), key),
-                                    Value{} + reference, Value{} + best.keys[k - 1],
-                                    typename L::Index{} + best.index[k - 1], args.inv_tau,
-                                    args.conditional);
+    for (int64_t j = block; j < end; j += kChunk) {
+      Value key[L::kVectors], term[L::kVectors];
+      __builtin_memcpy(key, keys + j, sizeof(key));
+      for (int v = 0; v < L::kVectors; ++v) {
+        term[v] = (key[v] - reference) * args.inv_tau;
+      }
+      L::exp_all(term);
+      for (int v = 0; v < L::kVectors; ++v) {
+        if (args.conditional) {
+          const auto columns = columns_from(static_cast<int32_t>(j) + v * L::kWidth, key[v]);
+          const auto kept = math::is_kept<L>(key[v], columns, Value{} + best.keys[k - 1],
+                                             typename L::Index{} + best.index[k - 1]);
+          term[v] = kept ? Value{} : term[v];
+        }
+        sums += term[v];
+      }
     }
     sum += static_cast<double>(sum_lanes(sums));
   }

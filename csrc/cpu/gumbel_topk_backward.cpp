@@ -34,29 +34,28 @@ class RowBackward {
   }
 
   void shared() const {
-    const T top = key(0);
-    const T total = exponentials</*kConditional=*/false>(top);
+    const T total = exponentials</*kConditional=*/false>(key(0));
     T mean{};
     for (int64_t r = 0; r < args_.k; ++r) {
-      mean += grad_weights_[r] * (power(key(r) - top) / total);
+      mean += grad_weights_[r] * (grad_[indices_[r]] / total);
     }
-    scale</*kConditional=*/false>(-mean / total);
+    // At kept places the final value, elsewhere the rest of the product.
     for (int64_t r = 0; r < args_.k; ++r) {
-      const T q = power(key(r) - top) / total;
+      const T q = grad_[indices_[r]] / total;
       grad_[indices_[r]] = q * (grad_weights_[r] - mean) * args_.inv_tau;
     }
+    scale(-mean / total);
   }
 
   void conditional() const {
     const T rest = exponentials</*kConditional=*/true>(key(args_.k - 1));
     const T carried = math::conditional_backward<math::Scalar<T>>(
         keys_, indices_, grad_weights_, args_.k, args_.inv_tau, rest, grad_);
-    scale</*kConditional=*/true>(-carried);
+    scale(-carried);
   }
 
  private:
   T key(int64_t rank) const { return keys_[indices_[rank]]; }
-  T power(T difference) const { return math::Scalar<T>::exp(difference * args_.inv_tau); }
 
   // Whether lanes of `keys` from `column` on were kept.
   PFN_HD auto kept(Value keys, int64_t column, T last, int32_t last_column) {
@@ -76,34 +75,27 @@ class RowBackward {
         total += static_cast<double>(sum_lanes(sum));
         sum = Value{};
       }
-      Value keys = Value{} - __builtin_huge_valf();
-      __builtin_memcpy(&keys, keys_ + column, static_cast<size_t>(count) * sizeof(T));
+      const Value keys = load_some(keys_ + column, count, Value{} - __builtin_huge_valf());
       Value e = L::exp((keys - reference) * args_.inv_tau);
       if constexpr (kConditional) {
         e = kept(keys, column, last, last_column) ? Value{} : e;
       }
       sum += e;
-      __builtin_memcpy(grad_ + column, &e, static_cast<size_t>(count) * sizeof(T));
+      store_some(grad_ + column, count, e);
     });
     return static_cast<T>(total + static_cast<double>(sum_lanes(sum)));
   }
 
-  // Multiplies grad_ by factor / tau, except at kept candidates if conditional.
-  template <bool kConditional>
+  // Multiplies grad_ by factor / tau, except at kept candidates.
   void scale(T factor) const {
     const T last = key(args_.k - 1);
     const int32_t last_column = static_cast<int32_t>(indices_[args_.k - 1]);
     for_each_vector([&](int64_t column, int64_t count) {
-      Value e{};
-      __builtin_memcpy(&e, grad_ + column, static_cast<size_t>(count) * sizeof(T));
+      const Value keys = load_some(keys_ + column, count, Value{});
+      const Value e = load_some(grad_ + column, count, Value{});
       // In this order a zero stays zero however small tau is.
-      Value scaled = e * factor * args_.inv_tau;
-      if constexpr (kConditional) {
-        Value keys{};
-        __builtin_memcpy(&keys, keys_ + column, static_cast<size_t>(count) * sizeof(T));
-        scaled = kept(keys, column, last, last_column) ? e : scaled;
-      }
-      __builtin_memcpy(grad_ + column, &scaled, static_cast<size_t>(count) * sizeof(T));
+      const Value scaled = e * factor * args_.inv_tau;
+      store_some(grad_ + column, count, kept(keys, column, last, last_column) ? e : scaled);
     });
   }
 

@@ -103,24 +103,83 @@ PFN_INLINE void gumbel_together(const WordLanes* words, FloatLanes* noise /* [kC
   }
 }
 
-// Exponential of numbers up to 88, within 1.5 units in the last place; below -87.3 it is 0.
-PFN_INLINE FloatLanes exp_lanes(FloatLanes x) {
+// Exponentials of kCount vectors of numbers up to 88, in place, within 1.5 units in the last place;
+// below -87.3 they are 0. Step by step together, as the logarithms.
+template <int kCount>
+PFN_INLINE void exp_together(FloatLanes* x /* [kCount] */) {
   constexpr float kLowest = -87.3f;
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const FloatLanes bounded = x > kLowest ? x : FloatLanes{} + kLowest;
-  const FloatLanes shifted = bounded * 1.44269504f + kRound;
-  const FloatLanes n = shifted - kRound;
-  FloatLanes r = n * -0.693359375f + bounded;
-  r = n * 2.12194440e-4f + r;
+  FloatLanes shifted[kCount], r[kCount], p[kCount];
+  for (int n = 0; n < kCount; ++n) {
+    const FloatLanes bounded = x[n] > kLowest ? x[n] : FloatLanes{} + kLowest;
+    shifted[n] = bounded * 1.44269504f + kRound;
+    const FloatLanes whole = shifted[n] - kRound;
+    r[n] = whole * -0.693359375f + bounded;
+    r[n] = whole * 2.12194440e-4f + r[n];
+  }
   // Minimax for (exp(r) - 1 - r) / r^2, relative error of the sum 3e-9.
-  FloatLanes p = r * 0.001381461341f + 0.008368709816f;
-  p = p * r + 0.04166838736f;
-  p = p * r + 0.1666652069f;
-  p = p * r + 0.4999999345f;
-  p = (p * r) * r + r + 1.0f;
-  const IndexLanes scale = reinterpret_cast<IndexLanes>(shifted) << 23;
-  const FloatLanes y = reinterpret_cast<FloatLanes>(reinterpret_cast<IndexLanes>(p) + scale);
-  return x < kLowest ? FloatLanes{} : y;
+  for (int n = 0; n < kCount; ++n) {
+    p[n] = r[n] * 0.001381461341f + 0.008368709816f;
+  }
+  for (int n = 0; n < kCount; ++n) {
+    p[n] = p[n] * r[n] + 0.04166838736f;
+  }
+  for (int n = 0; n < kCount; ++n) {
+    p[n] = p[n] * r[n] + 0.1666652069f;
+  }
+  for (int n = 0; n < kCount; ++n) {
+    p[n] = p[n] * r[n] + 0.4999999345f;
+  }
+  for (int n = 0; n < kCount; ++n) {
+    p[n] = (p[n] * r[n]) * r[n] + r[n] + 1.0f;
+    const IndexLanes scale = reinterpret_cast<IndexLanes>(shifted[n]) << 23;
+    const FloatLanes y = reinterpret_cast<FloatLanes>(reinterpret_cast<IndexLanes>(p[n]) + scale);
+    x[n] = x[n] < kLowest ? FloatLanes{} : y;
+  }
+}
+
+PFN_INLINE FloatLanes exp_lanes(FloatLanes x) {
+  exp_together<1>(&x);
+  return x;
+}
+
+// The first `count` lanes from memory, the others as in `rest`; nothing behind them is touched.
+PFN_INLINE FloatLanes load_some(const float* from, int64_t count, FloatLanes rest) {
+#if defined(__AVX512F__)
+  const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1u);
+  return _mm512_mask_loadu_ps(rest, mask, from);
+#elif defined(__AVX2__)
+  const IndexLanes wanted = lane_numbers<IndexLanes>() < static_cast<int32_t>(count);
+  const FloatLanes read = _mm256_maskload_ps(from, reinterpret_cast<__m256i>(wanted));
+  return wanted ? read : rest;
+#else
+  for (int i = 0; i < count; ++i) {
+    rest[i] = from[i];
+  }
+  return rest;
+#endif
+}
+PFN_INLINE double load_some(const double* from, int64_t count, double rest) {
+  return count > 0 ? *from : rest;
+}
+
+// Writes the first `count` lanes.
+PFN_INLINE void store_some(float* to, int64_t count, FloatLanes value) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1u), value);
+#elif defined(__AVX2__)
+  const IndexLanes wanted = lane_numbers<IndexLanes>() < static_cast<int32_t>(count);
+  _mm256_maskstore_ps(to, reinterpret_cast<__m256i>(wanted), value);
+#else
+  for (int i = 0; i < count; ++i) {
+    to[i] = value[i];
+  }
+#endif
+}
+PFN_INLINE void store_some(double* to, int64_t count, double value) {
+  if (count > 0) {
+    *to = value;
+  }
 }
 
 // Words stand in the low halves of 64-bit lanes, where the processor multiplies them; the high
@@ -234,6 +293,7 @@ struct Lanes {
   PFN_HD void gumbel(const WordLanes* words, FloatLanes* noise /* [kVectors] */) {
     gumbel_together<kVectors>(words, noise);
   }
+  PFN_HD void exp_all(FloatLanes* x /* [kVectors] */) { exp_together<kVectors>(x); }
   PFN_HD FloatLanes exp(FloatLanes x) { return exp_lanes(x); }
   PFN_HD void words(const math::PhiloxSeed& seed, uint32_t block, uint32_t row, WordLanes* words) {
     words_of_columns(seed, block, row, words);
@@ -251,6 +311,11 @@ struct OneDouble : math::Scalar<double> {
   PFN_HD void gumbel(const uint32_t* words, double* noise /* [kVectors] */) {
     for (int i = 0; i < kVectors; ++i) {
       noise[i] = math::gumbel<math::Scalar<double>>(words[i]);
+    }
+  }
+  PFN_HD void exp_all(double* x /* [kVectors] */) {
+    for (int i = 0; i < kVectors; ++i) {
+      x[i] = exp(x[i]);
     }
   }
 };
