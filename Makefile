@@ -17,6 +17,8 @@ READY_DEV := $(VENV)/.ready-dev
 KERNELS := $(VENV)/.kernels-$(PYFAST_NAS_BUILD)
 SOURCES := $(shell find csrc -type f -name '*.[hc]*' -o -type f -name '*.py' -path 'csrc/*')
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# One thread for each of the two workers: four on two cores would spend their time waiting.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -p no:benchmark
 TIMED := @start=$$(date +%s);
 TOOK = echo "set-up: $(1) took $$(( $$(date +%s) - start )) s"
 
@@ -26,11 +28,11 @@ search: $(KERNELS)
 	@$(BIN)/pyfast-nas search $(ARGS)
 
 test: $(READY_DEV) $(KERNELS)
-	$(BIN)/python -m pytest -n 2 -p no:benchmark -m "not long" $(ARGS)
+	$(PYTEST) -m "not long" $(ARGS)
 
 # What does not fit into the quick suite: searches on the real data, statistics at full size.
 test-long: $(READY_DEV) $(KERNELS)
-	$(BIN)/python -m pytest -n 2 -p no:benchmark -m long --timeout 1200 $(ARGS)
+	$(PYTEST) -m long --timeout 1200 $(ARGS)
 
 bench: $(READY_DEV) $(KERNELS)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)

@@ -1,1 +1,3 @@
 """The command line: each command is a function of one dataclass."""
+
+__all__: list[str] = []
