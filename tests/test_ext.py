@@ -89,19 +89,22 @@ def test_fallback_warns_once_and_names_the_cure(monkeypatch) -> None:
 
 @pytest.mark.promise("B3")
 def test_import_is_quiet_quick_and_starts_no_gpu() -> None:
+    # A ratio of processor times: the machine may be busy with other tests. Torch takes about 1.3 s,
+    # so that eight hundredths of it are the 100 ms of the promise.
     code = (
-        "import torch, time\n"
-        # Processor time: the machine may be busy with other tests.
+        "import sys, time\n"
         "start = time.process_time()\n"
+        "import torch\n"
+        "middle = time.process_time()\n"
         "import pyfast_nas\n"
-        "took = time.process_time() - start\n"
+        "end = time.process_time()\n"
         "assert not torch.cuda.is_initialized()\n"
-        "import sys; sys.stderr.write(f'took {took}')\n"
+        "sys.stderr.write(f'ratio {(end - middle) / (middle - start)}')\n"
     )
-    seconds = []
+    ratios = []
     for _ in range(5):
         done = python(code)
         assert done.returncode == 0, done.stderr
         assert done.stdout == ""
-        seconds.append(float(done.stderr.rpartition("took ")[2]))
-    assert sorted(seconds)[2] < 0.1
+        ratios.append(float(done.stderr.rpartition("ratio ")[2]))
+    assert sorted(ratios)[2] < 0.08
