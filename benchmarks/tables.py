@@ -16,9 +16,9 @@ by `python -m benchmarks.tables`. Times are medians in microseconds. All provide
 timed in turn in one process on random data, after their results had been checked against float64.
 What is not here has not been measured yet.
 
-`mixed_sum` is bound by memory traffic: forward and backward move 26 tensors, the Python loop 85 and,
-since caches read what they are about to overwrite, 31 more. Where the tensors do not fit into a
-cache, that count bounds the gain over the loop. At few elements the call itself counts.
+`mixed_sum` is bound by memory traffic: forward and backward move 26 tensors, the Python loop 85
+and, since caches read what they are about to overwrite, 31 more. Where the tensors do not fit into
+a cache, that count bounds the gain over the loop. At few elements the call itself counts.
 
 `gumbel_topk` is bound by arithmetic: Philox and two logarithms for every number. With a gradient at
 a few rows it is bound by the autograd function in Python, and slower there than plain operations.
