@@ -102,9 +102,10 @@ def test_import_is_quiet_quick_and_starts_no_gpu() -> None:
         "sys.stderr.write(f'ratio {(end - middle) / (middle - start)}')\n"
     )
     ratios = []
-    for _ in range(5):
-        done = python(code)
+    for _ in range(6):
+        # An installed package is compiled to byte code once, whatever this environment says.
+        done = python(code, PYTHONDONTWRITEBYTECODE="")
         assert done.returncode == 0, done.stderr
         assert done.stdout == ""
         ratios.append(float(done.stderr.rpartition("ratio ")[2]))
-    assert sorted(ratios)[2] < 0.08
+    assert sorted(ratios[1:])[2] < 0.08
