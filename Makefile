@@ -36,6 +36,7 @@ test-long: $(READY_DEV) $(KERNELS)
 
 bench: $(READY_DEV) $(KERNELS)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+	$(BIN)/python -m benchmarks.tables
 
 lint: $(READY_DEV)
 	$(BIN)/ruff check .

@@ -15,10 +15,9 @@ import os
 import pytest
 import torch
 
-from benchmarks.record import Row, copy_bandwidth, measure, peak_bytes, write
-from pyfast_nas import _ext, ops
+from benchmarks.record import Row, measure, peak_bytes, write
+from pyfast_nas import ops
 from pyfast_nas.ops import reference
-from pyfast_nas.testing import devices
 
 # Rivals may warn as they like: torch.compile does on import.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -88,30 +87,6 @@ def providers(logits, k):
     assert float((~same).double().mean()) < 1e-3
     assert float((weights - want)[same].abs().max()) < 5e-6
     return made
-
-
-@pytest.fixture(scope="module", params=devices())
-def device(request) -> str:
-    if _ext.kernels_in_use(request.param)["gumbel_topk"] != "compiled":
-        pytest.skip(f"no kernel is compiled for {request.param}: the reference is no rival")
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def bandwidth(device) -> float:
-    return copy_bandwidth(device)
-
-
-@pytest.fixture(params=[1, 2], ids="{}_threads".format)
-def threads(request, device):
-    if device != "cpu" and request.param > 1:
-        pytest.skip("threads matter on the CPU only")
-    if request.param > (os.cpu_count() or 1):
-        pytest.skip(f"this machine has fewer than {request.param} processors")
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.mark.timeout(600)

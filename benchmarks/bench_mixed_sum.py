@@ -16,40 +16,15 @@ import pytest
 import torch
 
 from benchmarks.cases import MIXED_SUM_CASES, MixedSumCase, mixed_sum_providers
-from benchmarks.record import Row, copy_bandwidth, measure, peak_bytes, write
-from pyfast_nas import _ext
+from benchmarks.record import Row, measure, peak_bytes, write
 from pyfast_nas.ops import reference
-from pyfast_nas.testing import TOLERANCE, devices, relative_error
+from pyfast_nas.testing import TOLERANCE, relative_error
 
 # Rivals may warn as they like: torch.compile does on import.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SECONDS = float(os.environ.get("BENCH_SECONDS", "1"))
 MODES = ("forward", "backward", "both")
-
-
-@pytest.fixture(scope="module", params=devices())
-def device(request) -> str:
-    if _ext.kernels_in_use(request.param)["mixed_sum"] != "compiled":
-        pytest.skip(f"no kernel is compiled for {request.param}: the reference is no rival")
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def bandwidth(device) -> float:
-    return copy_bandwidth(device)
-
-
-@pytest.fixture(params=[1, 2], ids="{}_threads".format)
-def threads(request, device):
-    if device != "cpu" and request.param > 1:
-        pytest.skip("threads matter on the CPU only")
-    if request.param > (os.cpu_count() or 1):
-        pytest.skip(f"this machine has fewer than {request.param} processors")
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def calls(case: MixedSumCase, mode: str, device: str):
