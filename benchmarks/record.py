@@ -178,8 +178,15 @@ def _key(row: dict) -> tuple:
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    """Name the commit, ``-dirty`` where a tracked file but the results themselves differs from it."""
+    git = ["git", "-C", str(Path(__file__).parent.parent)]
+    state = ["status", "--porcelain", "--untracked-files=no", "--", "."]
+    ours = [":!benchmarks/results", ":!docs/benchmarks.md"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        name, changed = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout
+            for words in (["rev-parse", "--short", "HEAD"], [*state, *ours])
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
+    return name.strip() + ("-dirty" if changed else "")
