@@ -178,7 +178,7 @@ def _key(row: dict) -> tuple:
 
 
 def _commit() -> str:
-    """Name the commit, ``-dirty`` where a tracked file but the results themselves differs from it."""
+    """Name the commit; ``-dirty`` where a tracked file other than the results differs from it."""
     git = ["git", "-C", str(Path(__file__).parent.parent)]
     state = ["status", "--porcelain", "--untracked-files=no", "--", "."]
     ours = [":!benchmarks/results", ":!docs/benchmarks.md"]
