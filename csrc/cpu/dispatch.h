@@ -35,25 +35,25 @@ inline Isa isa() { return static_cast<Isa>(isa_in_use().load(std::memory_order_r
 
 // PFN_CPU_CALL(mixed_sum<float>, args...) calls pfn::cpu::<isa>::mixed_sum<float>(args...).
 #if defined(PFN_X86_64)
-#define PFN_CPU_CALL(function, ...)                                                     \
+#define PFN_CPU_CALL(function, ...)                                                         \
   (::pfn::cpu::isa() == ::pfn::cpu::Isa::avx512 ? ::pfn::cpu::avx512::function(__VA_ARGS__) \
    : ::pfn::cpu::isa() == ::pfn::cpu::Isa::avx2 ? ::pfn::cpu::avx2::function(__VA_ARGS__)   \
                                                 : ::pfn::cpu::plain::function(__VA_ARGS__))
 // PFN_FOR_EACH_ISA(DECLARATIONS) writes the declarations once per instruction set.
-#define PFN_FOR_EACH_ISA(...)       \
-  namespace pfn::cpu::plain {       \
-  __VA_ARGS__                       \
-  }                                 \
-  namespace pfn::cpu::avx2 {        \
-  __VA_ARGS__                       \
-  }                                 \
-  namespace pfn::cpu::avx512 {      \
-  __VA_ARGS__                       \
-  }
-#else
-#define PFN_CPU_CALL(function, ...) (::pfn::cpu::plain::function(__VA_ARGS__))
 #define PFN_FOR_EACH_ISA(...)  \
   namespace pfn::cpu::plain {  \
   __VA_ARGS__                  \
+  }                            \
+  namespace pfn::cpu::avx2 {   \
+  __VA_ARGS__                  \
+  }                            \
+  namespace pfn::cpu::avx512 { \
+  __VA_ARGS__                  \
+  }
+#else
+#define PFN_CPU_CALL(function, ...) (::pfn::cpu::plain::function(__VA_ARGS__))
+#define PFN_FOR_EACH_ISA(...) \
+  namespace pfn::cpu::plain { \
+  __VA_ARGS__                 \
   }
 #endif

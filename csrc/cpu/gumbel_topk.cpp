@@ -139,7 +139,9 @@ struct Best {
 // Keys of one row into `keys`, padded with -inf to whole chunks, and into `maxima` the largest of
 // each lane and vector of the chunks. Returns whether all were below +inf.
 template <typename T, typename L>
-bool sample_keys(const GumbelTopkArgs<T>& args, int64_t row, T* keys,
+bool sample_keys(const GumbelTopkArgs<T>& args,
+                 int64_t row,
+                 T* keys,
                  typename L::Value* maxima /* [kVectors] */) {
   using Value = typename L::Value;
   constexpr int64_t kChunk = L::kVectors * L::kWidth;
@@ -187,7 +189,8 @@ bool sample_keys(const GumbelTopkArgs<T>& args, int64_t row, T* keys,
   return usable;
 }
 
-// The k-th largest of the maxima, which at least k keys of the row reach; -inf where k are not there.
+// The k-th largest of the maxima, which at least k keys of the row reach; -inf where k are not
+// there.
 template <typename T, typename L>
 T threshold_of(const typename L::Value* maxima, int64_t k) {
   using Index = typename L::Index;
@@ -324,8 +327,12 @@ bool gumbel_topk(const GumbelTopkArgs<T>& args, T* scratch, int64_t first_row, i
 template bool gumbel_topk(const GumbelTopkArgs<double>&, double*, int64_t, int64_t);
 template bool gumbel_topk(const GumbelTopkArgs<float>&, float*, int64_t, int64_t);
 
-void philox_uniform(const math::PhiloxSeed& seed, int stream, int64_t columns, float* out,
-                    int64_t first_row, int64_t last_row) {
+void philox_uniform(const math::PhiloxSeed& seed,
+                    int stream,
+                    int64_t columns,
+                    float* out,
+                    int64_t first_row,
+                    int64_t last_row) {
   constexpr int64_t kChunk = Lanes::kVectors * Lanes::kWidth;
   for (int64_t row = first_row; row < last_row; ++row) {
     float* line = out + (row - first_row) * columns;

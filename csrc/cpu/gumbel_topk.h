@@ -46,9 +46,10 @@ inline int64_t gumbel_topk_scratch(int64_t columns, int64_t k) { return columns 
 
 // gumbel_topk:          rows first_row to last_row; returns whether every row had k unmasked keys
 //                       and no key was NaN or +inf. What it writes for other rows is unspecified.
-// gumbel_topk_backward: gradient of the weights with respect to the keys, for the same rows; returns
-//                       whether every index was a column.
+// gumbel_topk_backward: gradient of the weights with respect to the keys, for the same rows;
+//                       returns whether every index was a column.
 // philox_uniform:       out[row - first_row][column] for rows first_row to last_row of the counter.
+// clang-format off: the declarations are a macro's argument.
 PFN_FOR_EACH_ISA(
     template <typename T>
     bool gumbel_topk(const GumbelTopkArgs<T>& args, T* scratch, int64_t first_row,
@@ -60,3 +61,4 @@ PFN_FOR_EACH_ISA(
 
     void philox_uniform(const math::PhiloxSeed& seed, int stream, int64_t columns, float* out,
                         int64_t first_row, int64_t last_row);)
+// clang-format on

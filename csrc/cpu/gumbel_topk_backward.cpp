@@ -120,7 +120,8 @@ class RowBackward {
 }  // namespace
 
 template <typename T>
-bool gumbel_topk_backward(const GumbelTopkBackwardArgs<T>& args, int64_t first_row,
+bool gumbel_topk_backward(const GumbelTopkBackwardArgs<T>& args,
+                          int64_t first_row,
                           int64_t last_row) {
   for (int64_t row = first_row; row < last_row; ++row) {
     const RowBackward<T> backward(args, row);

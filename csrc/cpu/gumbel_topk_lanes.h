@@ -50,9 +50,9 @@ PFN_INLINE bool any_lane(bool mask) { return mask; }
 PFN_INLINE bool every_lane(IndexLanes mask) { return !any_lane(~mask); }
 PFN_INLINE bool every_lane(bool mask) { return mask; }
 
-// Natural logarithms of kCount vectors of positive normal numbers, in place, within 1.5 units in the
-// last place, near 1 as well. They go step by step together: one alone waits for its own results
-// longer than the processor can look ahead.
+// Natural logarithms of kCount vectors of positive normal numbers, in place, within 1.5 units in
+// the last place, near 1 as well. They go step by step together: one alone waits for its own
+// results longer than the processor can look ahead.
 template <int kCount>
 PFN_INLINE void log_together(FloatLanes* x /* [kCount] */) {
   FloatLanes e[kCount], r[kCount], square[kCount], p[kCount], q[kCount];
@@ -190,8 +190,8 @@ struct WideWords {
 #if defined(__AVX512F__)
     const __m512i f = _mm512_set1_epi64(static_cast<int64_t>(factor));
     // The unmasked form makes g++ 12 warn about its own header (GCC bug 105593).
-    *low = reinterpret_cast<WideLanes>(
-        _mm512_maskz_mul_epu32(0xff, reinterpret_cast<__m512i>(x), f));
+    *low =
+        reinterpret_cast<WideLanes>(_mm512_maskz_mul_epu32(0xff, reinterpret_cast<__m512i>(x), f));
 #elif defined(__AVX2__)
     const __m256i f = _mm256_set1_epi64x(static_cast<int64_t>(factor));
     *low = reinterpret_cast<WideLanes>(_mm256_mul_epu32(reinterpret_cast<__m256i>(x), f));
@@ -220,7 +220,9 @@ PFN_INLINE void encrypt(const math::PhiloxSeed& seed, WideLanes (*words)[4]) {
 }
 
 // Words of one block of four columns for kFloats rows: words[i] holds column i, lane = row.
-PFN_INLINE void words_of_rows(const math::PhiloxSeed& seed, uint32_t block, uint32_t first_row,
+PFN_INLINE void words_of_rows(const math::PhiloxSeed& seed,
+                              uint32_t block,
+                              uint32_t first_row,
                               WordLanes* words /* [4] */) {
   const WideLanes even_row = lane_numbers<WideLanes>() * 2 + first_row;
   WideLanes w[2][4];
@@ -258,7 +260,9 @@ PFN_INLINE void interleave(WideLanes a, WideLanes b, WideLanes* lower, WideLanes
 constexpr int kTogether = 2;
 
 // Words of 2 * kTogether * kFloats neighbouring columns of a row, from a multiple of four on.
-PFN_INLINE void words_of_columns(const math::PhiloxSeed& seed, uint32_t first_block, uint32_t row,
+PFN_INLINE void words_of_columns(const math::PhiloxSeed& seed,
+                                 uint32_t first_block,
+                                 uint32_t row,
                                  WordLanes* words /* [2 * kTogether] */) {
   WideLanes w[kTogether][4];
   for (int n = 0; n < kTogether; ++n) {

@@ -69,10 +69,9 @@ PFN_INLINE FloatLanes load(const math::Half* from) {
   const FloatLanes above = reinterpret_cast<FloatLanes>(magnitude | 0x3f000000u);
   const WordLanes small = reinterpret_cast<WordLanes>(above - 0.5f);
   const WordLanes normal = (magnitude << 13) + (112u << 23);
-  const WordLanes finite =
-      choose(reinterpret_cast<WordLanes>(magnitude < 0x0400u), small, normal);
-  const WordLanes bits = choose(reinterpret_cast<WordLanes>(magnitude < 0x7c00u), finite,
-                                normal + (112u << 23));
+  const WordLanes finite = choose(reinterpret_cast<WordLanes>(magnitude < 0x0400u), small, normal);
+  const WordLanes bits =
+      choose(reinterpret_cast<WordLanes>(magnitude < 0x7c00u), finite, normal + (112u << 23));
   return reinterpret_cast<FloatLanes>(bits | ((word & 0x8000u) << 16));
 #endif
 }

@@ -17,8 +17,12 @@ constexpr int64_t kAhead = 2048;
 
 // out[i] = (start[i] +) sum_k weights[k] * xs[k][i] over kCount candidates and `count` elements.
 template <int kCount, bool kFromStart, typename X, typename Out>
-void sum_group(const X* const* xs, const math::acc_t<X>* weights, const math::acc_t<X>* start,
-               Out* out, int64_t offset, int64_t count) {
+void sum_group(const X* const* xs,
+               const math::acc_t<X>* weights,
+               const math::acc_t<X>* start,
+               Out* out,
+               int64_t offset,
+               int64_t count) {
   using Acc = math::acc_t<X>;
   constexpr int64_t kStep = kLanes<X>;
   const X* x[kCount];
@@ -46,26 +50,38 @@ void sum_group(const X* const* xs, const math::acc_t<X>* weights, const math::ac
   }
   for (; i < count; i += kStep) {
     const int64_t left = count - i < kStep ? count - i : kStep;
-    const auto some = [&](auto* from) __attribute__((always_inline)) {
-      return load_some(from, left);
-    };
+    const auto some = [&](auto* from)
+                          __attribute__((always_inline)) { return load_some(from, left); };
     store_some(out + i, sum_at(i, some), left);
   }
 }
 
 // The same for a count of candidates known at run time, 1 to kGroup.
 template <bool kFromStart, typename X, typename Out>
-void sum_up_to_group(int64_t num_ops, const X* const* xs, const math::acc_t<X>* weights,
-                     const math::acc_t<X>* start, Out* out, int64_t offset, int64_t count) {
+void sum_up_to_group(int64_t num_ops,
+                     const X* const* xs,
+                     const math::acc_t<X>* weights,
+                     const math::acc_t<X>* start,
+                     Out* out,
+                     int64_t offset,
+                     int64_t count) {
   switch (num_ops) {
-    case 1: return sum_group<1, kFromStart>(xs, weights, start, out, offset, count);
-    case 2: return sum_group<2, kFromStart>(xs, weights, start, out, offset, count);
-    case 3: return sum_group<3, kFromStart>(xs, weights, start, out, offset, count);
-    case 4: return sum_group<4, kFromStart>(xs, weights, start, out, offset, count);
-    case 5: return sum_group<5, kFromStart>(xs, weights, start, out, offset, count);
-    case 6: return sum_group<6, kFromStart>(xs, weights, start, out, offset, count);
-    case 7: return sum_group<7, kFromStart>(xs, weights, start, out, offset, count);
-    default: return sum_group<8, kFromStart>(xs, weights, start, out, offset, count);
+    case 1:
+      return sum_group<1, kFromStart>(xs, weights, start, out, offset, count);
+    case 2:
+      return sum_group<2, kFromStart>(xs, weights, start, out, offset, count);
+    case 3:
+      return sum_group<3, kFromStart>(xs, weights, start, out, offset, count);
+    case 4:
+      return sum_group<4, kFromStart>(xs, weights, start, out, offset, count);
+    case 5:
+      return sum_group<5, kFromStart>(xs, weights, start, out, offset, count);
+    case 6:
+      return sum_group<6, kFromStart>(xs, weights, start, out, offset, count);
+    case 7:
+      return sum_group<7, kFromStart>(xs, weights, start, out, offset, count);
+    default:
+      return sum_group<8, kFromStart>(xs, weights, start, out, offset, count);
   }
 }
 
@@ -99,8 +115,8 @@ double backward_one(const Y* grad, const X* x, math::acc_t<X> weight, X* to, int
 }
 
 template <bool kScatter, bool kDot, typename X, typename Y>
-double backward_one(const Y* grad, const X* x, math::acc_t<X> weight, X* to, int64_t count,
-                    bool streams) {
+double backward_one(
+    const Y* grad, const X* x, math::acc_t<X> weight, X* to, int64_t count, bool streams) {
   if (kScatter && streams && is_streamable(to)) {
     return backward_one<kScatter, kDot, kScatter>(grad, x, weight, to, count);
   }
@@ -110,12 +126,16 @@ double backward_one(const Y* grad, const X* x, math::acc_t<X> weight, X* to, int
 }  // namespace
 
 template <typename X, typename Y>
-void mixed_sum(const X* const* xs, const math::acc_t<X>* weights, Y* y, int64_t num_ops,
-               int64_t begin, int64_t end) {
+void mixed_sum(const X* const* xs,
+               const math::acc_t<X>* weights,
+               Y* y,
+               int64_t num_ops,
+               int64_t begin,
+               int64_t end) {
   using Acc = math::acc_t<X>;
   if (num_ops <= kGroup) {
-    return sum_up_to_group<false>(num_ops, xs, weights, static_cast<const Acc*>(nullptr),
-                                  y + begin, begin, end - begin);
+    return sum_up_to_group<false>(num_ops, xs, weights, static_cast<const Acc*>(nullptr), y + begin,
+                                  begin, end - begin);
   }
   Acc tile[kTile];
   for (int64_t at = begin; at < end; at += kTile) {
@@ -130,9 +150,16 @@ void mixed_sum(const X* const* xs, const math::acc_t<X>* weights, Y* y, int64_t 
 }
 
 template <typename X, typename Y>
-void mixed_sum_backward(const Y* grad, const X* const* xs, const math::acc_t<X>* weights,
-                        X* const* grad_xs, double* dots, int64_t num_ops, int64_t numel,
-                        int64_t first_block, int64_t last_block, bool streams) {
+void mixed_sum_backward(const Y* grad,
+                        const X* const* xs,
+                        const math::acc_t<X>* weights,
+                        X* const* grad_xs,
+                        double* dots,
+                        int64_t num_ops,
+                        int64_t numel,
+                        int64_t first_block,
+                        int64_t last_block,
+                        bool streams) {
   for (int64_t block = first_block; block < last_block; ++block) {
     const int64_t at = block * PFN_MIXED_SUM_BLOCK;
     const int64_t count = numel - at < PFN_MIXED_SUM_BLOCK ? numel - at : PFN_MIXED_SUM_BLOCK;
@@ -154,11 +181,11 @@ void mixed_sum_backward(const Y* grad, const X* const* xs, const math::acc_t<X>*
   if (streams) end_streams();
 }
 
-#define PFN_INSTANTIATE(X, Y)                                                                   \
-  template void mixed_sum<X, Y>(const X* const*, const math::acc_t<X>*, Y*, int64_t, int64_t,   \
-                                int64_t);                                                       \
-  template void mixed_sum_backward<X, Y>(const Y*, const X* const*, const math::acc_t<X>*,      \
-                                         X* const*, double*, int64_t, int64_t, int64_t, int64_t,  \
+#define PFN_INSTANTIATE(X, Y)                                                                    \
+  template void mixed_sum<X, Y>(const X* const*, const math::acc_t<X>*, Y*, int64_t, int64_t,    \
+                                int64_t);                                                        \
+  template void mixed_sum_backward<X, Y>(const Y*, const X* const*, const math::acc_t<X>*,       \
+                                         X* const*, double*, int64_t, int64_t, int64_t, int64_t, \
                                          bool);
 PFN_INSTANTIATE(double, double)
 PFN_INSTANTIATE(float, float)

@@ -17,10 +17,12 @@
 //                     `streams`, gradients are stored past the caches.
 PFN_FOR_EACH_ISA(
     template <typename X, typename Y>
-    void mixed_sum(const X* const* xs,                // [num_ops] pointers to [numel]
-                   const math::acc_t<X>* weights,     // [num_ops]
-                   Y* y,                              // [numel]
-                   int64_t num_ops, int64_t begin, int64_t end);
+    void mixed_sum(const X* const* xs,             // [num_ops] pointers to [numel]
+                   const math::acc_t<X>* weights,  // [num_ops]
+                   Y* y,                           // [numel]
+                   int64_t num_ops,
+                   int64_t begin,
+                   int64_t end);
 
     template <typename X, typename Y>
     void mixed_sum_backward(const Y* grad,                  // [numel]
@@ -28,5 +30,8 @@ PFN_FOR_EACH_ISA(
                             const math::acc_t<X>* weights,  // [num_ops]
                             X* const* grad_xs,              // [num_ops] pointers to [numel] or null
                             double* dots,                   // [num_blocks, num_ops]
-                            int64_t num_ops, int64_t numel, int64_t first_block,
-                            int64_t last_block, bool streams);)
+                            int64_t num_ops,
+                            int64_t numel,
+                            int64_t first_block,
+                            int64_t last_block,
+                            bool streams);)

@@ -37,7 +37,9 @@ PFN_HD constexpr int vector_width(bool is_aligned) {
 
 // Elements that one block of the forward, and of the backward, takes in one step.
 PFN_HD constexpr int64_t forward_tile(int width) { return int64_t{kThreads} * width; }
-PFN_HD constexpr int64_t backward_tile(int width) { return int64_t{kThreads} * width * kVectorsPerThread; }
+PFN_HD constexpr int64_t backward_tile(int width) {
+  return int64_t{kThreads} * width * kVectorsPerThread;
+}
 
 // First element of the vector that `thread` takes from `tile`; vectors of one warp are neighbours.
 PFN_HD constexpr int64_t forward_offset(int64_t tile, int thread, int width) {

@@ -17,7 +17,9 @@ __device__ __forceinline__ math::PhiloxSeed read_seed(const int64_t* seed, int64
 
 // A row that cannot be sampled gets index -1 and weight 0, and the flag is raised.
 template <typename T>
-__device__ __forceinline__ void refuse_row(const GumbelTopkLaunch<T>& args, int64_t row, int first,
+__device__ __forceinline__ void refuse_row(const GumbelTopkLaunch<T>& args,
+                                           int64_t row,
+                                           int first,
                                            int step) {
   for (int64_t r = first; r < args.k; r += step) {
     args.weights[row * args.k + r] = T{};
@@ -98,7 +100,8 @@ __device__ __forceinline__ T sum_of_block(T mine) {
 
 // Keys of one row by the whole block; returns to every thread whether all were below +inf.
 template <int kBlock, typename T>
-__device__ bool write_keys(const GumbelTopkLaunch<T>& args, const math::PhiloxSeed& seed,
+__device__ bool write_keys(const GumbelTopkLaunch<T>& args,
+                           const math::PhiloxSeed& seed,
                            int64_t row) {
   const int64_t at = row * args.columns;
   bool usable = true;
@@ -111,8 +114,8 @@ __device__ bool write_keys(const GumbelTopkLaunch<T>& args, const math::PhiloxSe
     for (int i = 0; i < 4; ++i) {
       const int64_t j = 4 * block + i;
       if (j < args.columns) {
-        const T noise = args.noise != nullptr ? args.noise[at + j]
-                                              : math::gumbel<math::Scalar<T>>(words[i]);
+        const T noise =
+            args.noise != nullptr ? args.noise[at + j] : math::gumbel<math::Scalar<T>>(words[i]);
         const T key = args.logits[at + j] + noise;
         args.keys[at + j] = key;
         usable &= key < HUGE_VALF;
@@ -181,11 +184,12 @@ __global__ void __launch_bounds__(kBlock)
 
 // Out of line, so that the registers of one thread's long way do not spill those of the others.
 template <typename T>
-__device__ __noinline__ T conditional_ranks(const GumbelTopkBackwardLaunch<T>& args, int64_t row,
+__device__ __noinline__ T conditional_ranks(const GumbelTopkBackwardLaunch<T>& args,
+                                            int64_t row,
                                             T rest) {
   return math::conditional_backward<math::Scalar<T>>(
-      args.keys + row * args.columns, args.indices + row * args.k,
-      args.grad_weights + row * args.k, args.k, args.inv_tau, rest, args.grad + row * args.columns);
+      args.keys + row * args.columns, args.indices + row * args.k, args.grad_weights + row * args.k,
+      args.k, args.inv_tau, rest, args.grad + row * args.columns);
 }
 
 // One block a row; the same formulas as on the CPU.
@@ -233,8 +237,7 @@ __global__ void __launch_bounds__(kBlock)
       factor = -mean / sum;
     }
     for (int64_t j = thread; j < args.columns; j += kBlock) {
-      const bool is_kept =
-          math::is_kept<L>(keys[j], static_cast<int32_t>(j), last, last_column);
+      const bool is_kept = math::is_kept<L>(keys[j], static_cast<int32_t>(j), last, last_column);
       if (!is_kept) grad[j] = L::exp((keys[j] - reference) * args.inv_tau) * factor * args.inv_tau;
     }
     if (!args.conditional) {
@@ -248,9 +251,13 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 // One thread a counter: four columns of a row.
-__global__ void __launch_bounds__(kThreads)
-    philox_uniform_kernel(const int64_t* seed_words, int64_t seed_stride, int stream,
-                          int64_t first_row, int64_t rows, int64_t columns, float* out) {
+__global__ void __launch_bounds__(kThreads) philox_uniform_kernel(const int64_t* seed_words,
+                                                                  int64_t seed_stride,
+                                                                  int stream,
+                                                                  int64_t first_row,
+                                                                  int64_t rows,
+                                                                  int64_t columns,
+                                                                  float* out) {
   const math::PhiloxSeed seed = read_seed(seed_words, seed_stride);
   const int64_t counters = counters_per_row(columns);
   const int64_t step = int64_t{gridDim.x} * kThreads;
@@ -282,10 +289,17 @@ cudaError_t launch_gumbel_topk(const GumbelTopkLaunch<T>& args, cudaStream_t str
   const unsigned blocks = static_cast<unsigned>(blocks_for(args.rows, 1, kMaxGrid));
   if (samples_in_registers(args.columns, args.k)) {
     switch (args.k) {
-      case 1: sample_rows<T, 1>(args, stream); break;
-      case 2: sample_rows<T, 2>(args, stream); break;
-      case 3: sample_rows<T, 3>(args, stream); break;
-      default: sample_rows<T, 4>(args, stream);
+      case 1:
+        sample_rows<T, 1>(args, stream);
+        break;
+      case 2:
+        sample_rows<T, 2>(args, stream);
+        break;
+      case 3:
+        sample_rows<T, 3>(args, stream);
+        break;
+      default:
+        sample_rows<T, 4>(args, stream);
     }
   } else if (threads_per_row(args.columns) == kWarpSize) {
     sample_long_rows_kernel<T, kWarpSize><<<blocks, kWarpSize, 0, stream>>>(args);
@@ -308,8 +322,13 @@ cudaError_t launch_gumbel_topk_backward(const GumbelTopkBackwardLaunch<T>& args,
   return cudaGetLastError();
 }
 
-cudaError_t launch_philox_uniform(const int64_t* seed, int64_t seed_stride, int stream_number,
-                                  int64_t first_row, int64_t rows, int64_t columns, float* out,
+cudaError_t launch_philox_uniform(const int64_t* seed,
+                                  int64_t seed_stride,
+                                  int stream_number,
+                                  int64_t first_row,
+                                  int64_t rows,
+                                  int64_t columns,
+                                  float* out,
                                   cudaStream_t stream) {
   if (rows == 0 || columns == 0) return cudaSuccess;
   const int64_t blocks = blocks_for(rows * counters_per_row(columns), kThreads, kMaxGrid);

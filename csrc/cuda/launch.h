@@ -12,40 +12,52 @@
 
 namespace pfn::cuda {
 
-// ---- mixed_sum -----------------------------------------------------------------------------------
+// ---- mixed_sum
+// -----------------------------------------------------------------------------------
 
 // out[i] = start[i] + sum_k weights[k] * xs[k][i], accumulated in acc_t<X>. One launch for at most
 // kMaxCudaOps candidates: their pointers travel in the parameter block.
 template <typename X, typename W, typename Out>
-cudaError_t launch_mixed_sum(const X* const* xs,            // [num_ops] host array of [numel]
-                             const W* weights,              // [num_ops]
-                             const math::acc_t<X>* start,   // [numel], or null for zero
-                             Out* out,                      // [numel]
-                             int num_ops, int64_t numel, cudaStream_t stream);
+cudaError_t launch_mixed_sum(const X* const* xs,           // [num_ops] host array of [numel]
+                             const W* weights,             // [num_ops]
+                             const math::acc_t<X>* start,  // [numel], or null for zero
+                             Out* out,                     // [numel]
+                             int num_ops,
+                             int64_t numel,
+                             cudaStream_t stream);
 
 // Whether the backward may move 16 bytes at a time: all its pointers allow it.
 template <typename X, typename Y>
-bool mixed_sum_backward_is_aligned(const Y* grad, const X* const* xs, X* const* grad_xs,
+bool mixed_sum_backward_is_aligned(const Y* grad,
+                                   const X* const* xs,
+                                   X* const* grad_xs,
                                    int64_t num_ops);
 
 // grad_xs[k][i] = weights[k] * grad[i] where grad_xs[k] is not null, and the partial dot products
 // <grad, xs[k]> of each block where partial is not null. At most kMaxCudaOps candidates a launch.
 template <typename X, typename Y>
-cudaError_t launch_mixed_sum_backward(const Y* grad,             // [numel]
-                                      const X* const* xs,        // [num_ops] host array of [numel]
-                                      const Y* weights,          // [num_ops]
-                                      X* const* grad_xs,         // [num_ops] host array, or null
-                                      math::acc_t<X>* partial,   // [partial_rows, row_length] or null
-                                      int row_length, int num_ops, int64_t numel, bool is_aligned,
-                                      cudaStream_t stream);
+cudaError_t launch_mixed_sum_backward(
+    const Y* grad,            // [numel]
+    const X* const* xs,       // [num_ops] host array of [numel]
+    const Y* weights,         // [num_ops]
+    X* const* grad_xs,        // [num_ops] host array, or null
+    math::acc_t<X>* partial,  // [partial_rows, row_length] or null
+    int row_length,
+    int num_ops,
+    int64_t numel,
+    bool is_aligned,
+    cudaStream_t stream);
 
 // grad_weights[k] = sum of column k of partial, in double and in a fixed order.
 template <typename Acc, typename W>
 cudaError_t launch_mixed_sum_merge(const Acc* partial,  // [num_rows, num_ops]
                                    W* grad_weights,     // [num_ops]
-                                   int64_t num_rows, int num_ops, cudaStream_t stream);
+                                   int64_t num_rows,
+                                   int num_ops,
+                                   cudaStream_t stream);
 
-// ---- gumbel_topk ---------------------------------------------------------------------------------
+// ---- gumbel_topk
+// ---------------------------------------------------------------------------------
 
 // Keys of type T, float or double.
 template <typename T>
@@ -86,8 +98,11 @@ cudaError_t launch_gumbel_topk_backward(const GumbelTopkBackwardLaunch<T>& args,
                                         cudaStream_t stream);
 
 cudaError_t launch_philox_uniform(const int64_t* seed,  // seed[0] and seed[seed_stride]
-                                  int64_t seed_stride, int stream_number, int64_t first_row,
-                                  int64_t rows, int64_t columns,
+                                  int64_t seed_stride,
+                                  int stream_number,
+                                  int64_t first_row,
+                                  int64_t rows,
+                                  int64_t columns,
                                   float* out,  // [rows, columns]
                                   cudaStream_t stream);
 

@@ -30,8 +30,12 @@ constexpr int kGroup = 4;
 
 template <int kWidth, typename X, typename W, typename Out>
 __global__ void __launch_bounds__(kThreads)
-    mixed_sum_kernel(const __grid_constant__ Pointers<const X*> xs, const W* weights,
-                     const acc_t<X>* start, Out* out, int num_ops, int64_t numel) {
+    mixed_sum_kernel(const __grid_constant__ Pointers<const X*> xs,
+                     const W* weights,
+                     const acc_t<X>* start,
+                     Out* out,
+                     int num_ops,
+                     int64_t numel) {
   using Acc = acc_t<X>;
   const int64_t num_tiles = divide_up(numel, forward_tile(kWidth));
   for (int64_t tile = blockIdx.x; tile < num_tiles; tile += gridDim.x) {
@@ -73,9 +77,14 @@ __global__ void __launch_bounds__(kThreads)
 // in a fixed order rather than atomicAdd, so that grad_weights is bit-identical from run to run.
 template <int kWidth, bool kDots, typename X, typename Y>
 __global__ void __launch_bounds__(kThreads)
-    mixed_sum_backward_kernel(const Y* grad, const __grid_constant__ Pointers<const X*> xs,
-                              const Y* weights, const __grid_constant__ Pointers<X*> grad_xs,
-                              acc_t<X>* partial, int row_length, int num_ops, int64_t numel) {
+    mixed_sum_backward_kernel(const Y* grad,
+                              const __grid_constant__ Pointers<const X*> xs,
+                              const Y* weights,
+                              const __grid_constant__ Pointers<X*> grad_xs,
+                              acc_t<X>* partial,
+                              int row_length,
+                              int num_ops,
+                              int64_t numel) {
   using Acc = acc_t<X>;
   constexpr int kWarps = kThreads / kWarpSize;
   __shared__ Acc sums[kWarps][kMaxCudaOps];
@@ -174,8 +183,13 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 template <typename X, typename W, typename Out>
-cudaError_t launch_mixed_sum(const X* const* xs, const W* weights, const acc_t<X>* start, Out* out,
-                             int num_ops, int64_t numel, cudaStream_t stream) {
+cudaError_t launch_mixed_sum(const X* const* xs,
+                             const W* weights,
+                             const acc_t<X>* start,
+                             Out* out,
+                             int num_ops,
+                             int64_t numel,
+                             cudaStream_t stream) {
   if (numel == 0) return cudaSuccess;
   bool aligned = is_aligned(start) && is_aligned(out);
   for (int k = 0; k < num_ops; ++k) aligned = aligned && is_aligned(xs[k]);
@@ -194,7 +208,9 @@ cudaError_t launch_mixed_sum(const X* const* xs, const W* weights, const acc_t<X
 }
 
 template <typename X, typename Y>
-bool mixed_sum_backward_is_aligned(const Y* grad, const X* const* xs, X* const* grad_xs,
+bool mixed_sum_backward_is_aligned(const Y* grad,
+                                   const X* const* xs,
+                                   X* const* grad_xs,
                                    int64_t num_ops) {
   bool aligned = is_aligned(grad);
   for (int64_t k = 0; k < num_ops; ++k) {
@@ -204,9 +220,15 @@ bool mixed_sum_backward_is_aligned(const Y* grad, const X* const* xs, X* const* 
 }
 
 template <typename X, typename Y>
-cudaError_t launch_mixed_sum_backward(const Y* grad, const X* const* xs, const Y* weights,
-                                      X* const* grad_xs, acc_t<X>* partial, int row_length,
-                                      int num_ops, int64_t numel, bool is_aligned,
+cudaError_t launch_mixed_sum_backward(const Y* grad,
+                                      const X* const* xs,
+                                      const Y* weights,
+                                      X* const* grad_xs,
+                                      acc_t<X>* partial,
+                                      int row_length,
+                                      int num_ops,
+                                      int64_t numel,
+                                      bool is_aligned,
                                       cudaStream_t stream) {
   if (numel == 0) return cudaSuccess;
   constexpr int kWide = vector_width<X>(true);
@@ -230,22 +252,22 @@ cudaError_t launch_mixed_sum_backward(const Y* grad, const X* const* xs, const Y
 }
 
 template <typename Acc, typename W>
-cudaError_t launch_mixed_sum_merge(const Acc* partial, W* grad_weights, int64_t num_rows,
-                                   int num_ops, cudaStream_t stream) {
+cudaError_t launch_mixed_sum_merge(
+    const Acc* partial, W* grad_weights, int64_t num_rows, int num_ops, cudaStream_t stream) {
   mixed_sum_merge_kernel<<<static_cast<unsigned>(num_ops), kThreads, 0, stream>>>(
       partial, grad_weights, num_rows);
   return cudaGetLastError();
 }
 
-#define PFN_INSTANTIATE_SUM(X, W, Out)                                                        \
+#define PFN_INSTANTIATE_SUM(X, W, Out)                                                         \
   template cudaError_t launch_mixed_sum<X, W, Out>(const X* const*, const W*, const acc_t<X>*, \
                                                    Out*, int, int64_t, cudaStream_t);
-#define PFN_INSTANTIATE(X, Y)                                                                    \
-  PFN_INSTANTIATE_SUM(X, Y, Y)                                                                   \
-  template bool mixed_sum_backward_is_aligned<X, Y>(const Y*, const X* const*, X* const*,        \
-                                                    int64_t);                                    \
-  template cudaError_t launch_mixed_sum_backward<X, Y>(const Y*, const X* const*, const Y*,      \
-                                                       X* const*, acc_t<X>*, int, int, int64_t,  \
+#define PFN_INSTANTIATE(X, Y)                                                                   \
+  PFN_INSTANTIATE_SUM(X, Y, Y)                                                                  \
+  template bool mixed_sum_backward_is_aligned<X, Y>(const Y*, const X* const*, X* const*,       \
+                                                    int64_t);                                   \
+  template cudaError_t launch_mixed_sum_backward<X, Y>(const Y*, const X* const*, const Y*,     \
+                                                       X* const*, acc_t<X>*, int, int, int64_t, \
                                                        bool, cudaStream_t);
 PFN_INSTANTIATE(double, double)
 PFN_INSTANTIATE(float, float)
@@ -257,7 +279,7 @@ PFN_INSTANTIATE(math::BFloat16, float)
 PFN_INSTANTIATE_SUM(math::Half, math::Half, float)
 PFN_INSTANTIATE_SUM(math::BFloat16, math::BFloat16, float)
 
-#define PFN_INSTANTIATE_MERGE(Acc, W)                                                            \
+#define PFN_INSTANTIATE_MERGE(Acc, W) \
   template cudaError_t launch_mixed_sum_merge<Acc, W>(const Acc*, W*, int64_t, int, cudaStream_t);
 PFN_INSTANTIATE_MERGE(double, double)
 PFN_INSTANTIATE_MERGE(float, float)

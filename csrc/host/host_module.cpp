@@ -119,8 +119,14 @@ py::tuple heap(const Array<double>& keys, int64_t k) {
 }
 
 template <typename T, int kTop>
-bool sample(const Array<T>& logits, const pfn::math::PhiloxSeed& seed, uint32_t row, double tau,
-            bool conditional, T* weights, int64_t* indices, T* keys) {
+bool sample(const Array<T>& logits,
+            const pfn::math::PhiloxSeed& seed,
+            uint32_t row,
+            double tau,
+            bool conditional,
+            T* weights,
+            int64_t* indices,
+            T* keys) {
   return pfn::math::sample_row<T, kTop>(logits.data(), nullptr, logits.size(), seed, row,
                                         pfn::math::inverse_tau(tau, T{}), conditional, weights,
                                         indices, keys);
@@ -128,8 +134,13 @@ bool sample(const Array<T>& logits, const pfn::math::PhiloxSeed& seed, uint32_t 
 
 // One row as a CUDA thread samples it.
 template <typename T>
-py::tuple sample_row(const Array<T>& logits, int k, int64_t seed, int64_t offset, uint32_t row,
-                     double tau, bool conditional) {
+py::tuple sample_row(const Array<T>& logits,
+                     int k,
+                     int64_t seed,
+                     int64_t offset,
+                     uint32_t row,
+                     double tau,
+                     bool conditional) {
   const pfn::math::PhiloxSeed words = pfn::math::philox_seed(seed, offset);
   Array<T> weights(k), keys(logits.size());
   Array<int64_t> indices(k);
@@ -138,11 +149,20 @@ py::tuple sample_row(const Array<T>& logits, int k, int64_t seed, int64_t offset
   T* kept = keys.mutable_data();
   bool usable = false;
   switch (k) {
-    case 1: usable = sample<T, 1>(logits, words, row, tau, conditional, w, i, kept); break;
-    case 2: usable = sample<T, 2>(logits, words, row, tau, conditional, w, i, kept); break;
-    case 3: usable = sample<T, 3>(logits, words, row, tau, conditional, w, i, kept); break;
-    case 4: usable = sample<T, 4>(logits, words, row, tau, conditional, w, i, kept); break;
-    default: throw std::invalid_argument("sample_row: k must be between 1 and 4");
+    case 1:
+      usable = sample<T, 1>(logits, words, row, tau, conditional, w, i, kept);
+      break;
+    case 2:
+      usable = sample<T, 2>(logits, words, row, tau, conditional, w, i, kept);
+      break;
+    case 3:
+      usable = sample<T, 3>(logits, words, row, tau, conditional, w, i, kept);
+      break;
+    case 4:
+      usable = sample<T, 4>(logits, words, row, tau, conditional, w, i, kept);
+      break;
+    default:
+      throw std::invalid_argument("sample_row: k must be between 1 and 4");
   }
   return py::make_tuple(usable, weights, indices, keys);
 }

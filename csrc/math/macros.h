@@ -1,4 +1,5 @@
-// Compiler switches shared by every kernel file. Torch-free; g++, clang and nvcc read the same lines.
+// Compiler switches shared by every kernel file. Torch-free; g++, clang and nvcc read the same
+// lines.
 #pragma once
 
 #include <cstdint>

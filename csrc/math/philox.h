@@ -40,7 +40,8 @@ struct ScalarWords {
 // the products of one wait for each other.
 template <typename Words, int kCounters, int kRounds = 10>
 PFN_HD void philox4x32_together(typename Words::Word (*counters)[4],  // [kCounters][4]
-                                uint32_t k0, uint32_t k1) {
+                                uint32_t k0,
+                                uint32_t k1) {
   using Word = typename Words::Word;
   for (int round = 0; round < kRounds; ++round) {
     for (int n = 0; n < kCounters; ++n) {
@@ -61,7 +62,8 @@ PFN_HD void philox4x32_together(typename Words::Word (*counters)[4],  // [kCount
 // One counter of four 32-bit words.
 template <int kRounds = 10>
 PFN_HD void philox4x32(uint32_t* counter,  // [4]
-                       uint32_t k0, uint32_t k1) {
+                       uint32_t k0,
+                       uint32_t k1) {
   uint32_t words[1][4] = {{counter[0], counter[1], counter[2], counter[3]}};
   philox4x32_together<ScalarWords, 1, kRounds>(words, k0, k1);
   for (int i = 0; i < 4; ++i) {

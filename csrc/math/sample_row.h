@@ -55,8 +55,10 @@ PFN_HD bool sample_row(const T* logits,  // [columns]
       if (j % 4 == 0) {
         philox_words(seed, philox_block(j / 4, 0), row, words);
       }
-      const uint32_t word = j % 4 == 0 ? words[0] : j % 4 == 1 ? words[1] : j % 4 == 2 ? words[2]
-                                                                                       : words[3];
+      const uint32_t word = j % 4 == 0   ? words[0]
+                            : j % 4 == 1 ? words[1]
+                            : j % 4 == 2 ? words[2]
+                                         : words[3];
       key += gumbel<L>(word);
     }
     if (keys != nullptr) {

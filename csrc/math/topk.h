@@ -1,5 +1,5 @@
-// The k largest keys of a row in descending order, ties to the lower column. Columns must be offered
-// in ascending order; a key of -inf is never taken.
+// The k largest keys of a row in descending order, ties to the lower column. Columns must be
+// offered in ascending order; a key of -inf is never taken.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,8 @@
 namespace pfn::math {
 
 // Puts `key` of `column` into the sorted registers best[k], index[k]; no branch depends on keys, so
-// the same lines serve one row or a vector of rows. Returns the key that is left over: what fell off
-// the end, or `key` itself. O(k).
+// the same lines serve one row or a vector of rows. Returns the key that is left over: what fell
+// off the end, or `key` itself. O(k).
 template <typename L>
 PFN_HD typename L::Value insert_sorted(typename L::Value key,
                                        typename L::Index column,

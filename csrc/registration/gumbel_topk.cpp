@@ -33,10 +33,11 @@ int64_t rows_per_task(int64_t columns) { return columns > kGrain ? 1 : kGrain / 
 Tensor empty_matrix(const Tensor& like, int64_t rows, int64_t columns, int32_t dtype) {
   const int64_t sizes[] = {rows, columns};
   const int64_t strides[] = {columns > 0 ? columns : 1, 1};
-  const int32_t device = like.is_cuda() ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
+  const int32_t device =
+      like.is_cuda() ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      2, sizes, strides, dtype, device, like.get_device_index(), &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(2, sizes, strides, dtype, device, like.get_device_index(), &handle));
   return Tensor(handle);
 }
 
@@ -91,7 +92,11 @@ struct SampleArgs {
   int64_t rows;
   int64_t columns;
 
-  SampleArgs(const char* op, const Tensor& raw_logits, int64_t k, double tau, const Tensor& seed,
+  SampleArgs(const char* op,
+             const Tensor& raw_logits,
+             int64_t k,
+             double tau,
+             const Tensor& seed,
              const std::optional<Tensor>& raw_noise)
       : logits(raw_logits) {
     check(is_dense(raw_logits) && (!raw_noise || is_dense(*raw_noise)), op,
@@ -125,8 +130,7 @@ struct SampleArgs {
     check(holds<float>(tensor) || holds<double>(tensor) || holds<math::Half>(tensor) ||
               holds<math::BFloat16>(tensor),
           op, ": logits and noise must have dtype float64, float32, bfloat16 or float16");
-    return packed(
-        torch::stable::to(tensor, wide ? ScalarType::Double : ScalarType::Float));
+    return packed(torch::stable::to(tensor, wide ? ScalarType::Double : ScalarType::Float));
   }
 };
 
@@ -141,8 +145,11 @@ void dispatch_keys(const char* op, const Tensor& keys, Function&& function) {
   function(TypeTag<double>{});
 }
 
-std::tuple<Tensor, Tensor, Tensor> gumbel_topk_cpu(const Tensor& logits, int64_t k, double tau,
-                                                   const Tensor& seed, bool conditional,
+std::tuple<Tensor, Tensor, Tensor> gumbel_topk_cpu(const Tensor& logits,
+                                                   int64_t k,
+                                                   double tau,
+                                                   const Tensor& seed,
+                                                   bool conditional,
                                                    bool keep_keys,
                                                    const std::optional<Tensor>& noise) {
   constexpr const char* op = "gumbel_topk";
@@ -187,8 +194,11 @@ struct BackwardArgs {
   Tensor keys;
   Tensor indices;
 
-  BackwardArgs(const char* op, const Tensor& raw_grad_weights, const Tensor& raw_keys,
-               const Tensor& raw_indices, double tau)
+  BackwardArgs(const char* op,
+               const Tensor& raw_grad_weights,
+               const Tensor& raw_keys,
+               const Tensor& raw_indices,
+               double tau)
       : grad_weights(packed(raw_grad_weights)),
         keys(packed(raw_keys)),
         indices(packed(raw_indices)) {
@@ -206,8 +216,11 @@ struct BackwardArgs {
   }
 };
 
-Tensor gumbel_topk_backward_cpu(const Tensor& grad_weights, const Tensor& keys,
-                                const Tensor& indices, double tau, bool conditional) {
+Tensor gumbel_topk_backward_cpu(const Tensor& grad_weights,
+                                const Tensor& keys,
+                                const Tensor& indices,
+                                double tau,
+                                bool conditional) {
   constexpr const char* op = "gumbel_topk_backward";
   const BackwardArgs in(op, grad_weights, keys, indices, tau);
   const int64_t rows = in.keys.size(0), columns = in.keys.size(1);
@@ -235,8 +248,12 @@ Tensor gumbel_topk_backward_cpu(const Tensor& grad_weights, const Tensor& keys,
   return grad;
 }
 
-void check_block(const char* op, const Tensor& seed, int64_t first_row, int64_t rows,
-                 int64_t columns, int64_t stream) {
+void check_block(const char* op,
+                 const Tensor& seed,
+                 int64_t first_row,
+                 int64_t rows,
+                 int64_t columns,
+                 int64_t stream) {
   constexpr int64_t kRows = int64_t{1} << 32;
   check_seed(op, seed);
   check(first_row >= 0 && rows >= 0 && first_row <= kRows && rows <= kRows - first_row, op,
@@ -246,8 +263,8 @@ void check_block(const char* op, const Tensor& seed, int64_t first_row, int64_t 
   check(stream >= 0 && stream < 256, op, ": stream must be between 0 and 255, got ", stream);
 }
 
-Tensor philox_uniform_cpu(const Tensor& seed, int64_t first_row, int64_t rows, int64_t columns,
-                          int64_t stream) {
+Tensor philox_uniform_cpu(
+    const Tensor& seed, int64_t first_row, int64_t rows, int64_t columns, int64_t stream) {
   constexpr const char* op = "philox_uniform";
   check_block(op, seed, first_row, rows, columns, stream);
   Tensor out = empty_matrix(seed, rows, columns, code_of(TypeTag<float>{}));
@@ -285,8 +302,11 @@ void check_earlier_calls(const char* op) {
         "candidates in a row; its indices in that row are -1");
 }
 
-std::tuple<Tensor, Tensor, Tensor> gumbel_topk_cuda(const Tensor& logits, int64_t k, double tau,
-                                                    const Tensor& seed, bool conditional,
+std::tuple<Tensor, Tensor, Tensor> gumbel_topk_cuda(const Tensor& logits,
+                                                    int64_t k,
+                                                    double tau,
+                                                    const Tensor& seed,
+                                                    bool conditional,
                                                     bool keep_keys,
                                                     const std::optional<Tensor>& noise) {
   constexpr const char* op = "gumbel_topk";
@@ -321,8 +341,11 @@ std::tuple<Tensor, Tensor, Tensor> gumbel_topk_cuda(const Tensor& logits, int64_
   return {std::move(weights), std::move(indices), std::move(keys)};
 }
 
-Tensor gumbel_topk_backward_cuda(const Tensor& grad_weights, const Tensor& keys,
-                                 const Tensor& indices, double tau, bool conditional) {
+Tensor gumbel_topk_backward_cuda(const Tensor& grad_weights,
+                                 const Tensor& keys,
+                                 const Tensor& indices,
+                                 double tau,
+                                 bool conditional) {
   constexpr const char* op = "gumbel_topk_backward";
   const BackwardArgs in(op, grad_weights, keys, indices, tau);
   const torch::stable::accelerator::DeviceGuard guard(keys.get_device_index());
@@ -345,8 +368,8 @@ Tensor gumbel_topk_backward_cuda(const Tensor& grad_weights, const Tensor& keys,
   return grad;
 }
 
-Tensor philox_uniform_cuda(const Tensor& seed, int64_t first_row, int64_t rows, int64_t columns,
-                           int64_t stream) {
+Tensor philox_uniform_cuda(
+    const Tensor& seed, int64_t first_row, int64_t rows, int64_t columns, int64_t stream) {
   constexpr const char* op = "philox_uniform";
   check_block(op, seed, first_row, rows, columns, stream);
   const torch::stable::accelerator::DeviceGuard guard(seed.get_device_index());

@@ -18,8 +18,9 @@ namespace {
 
 // Blocks of elements below which a second thread costs more than it brings.
 constexpr int64_t kGrain = 4;
-// Bytes of gradients from which they are stored past the caches. Measured with 2 MiB of second-level
-// cache: half the time from here on, and no slower with a reader behind it; below, the reader loses.
+// Bytes of gradients from which they are stored past the caches. Measured with 2 MiB of
+// second-level cache: half the time from here on, and no slower with a reader behind it; below, the
+// reader loses.
 constexpr int64_t kStreamBytes = int64_t{8} << 20;
 
 int64_t count_blocks(int64_t numel) {
@@ -43,8 +44,11 @@ struct MixedArgs {
   }
 };
 
-MixedArgs check_mixed_args(const char* op, const std::vector<Tensor>& xs, const Tensor& weights,
-                           const Tensor& model, bool reads_xs) {
+MixedArgs check_mixed_args(const char* op,
+                           const std::vector<Tensor>& xs,
+                           const Tensor& weights,
+                           const Tensor& model,
+                           bool reads_xs) {
   check(!xs.empty(), op, ": xs must hold at least one candidate, got 0");
   check(weights.dim() == 1 && weights.size(0) == static_cast<int64_t>(xs.size()), op,
         ": weights must hold one number for each of the ", xs.size(), " candidates");
@@ -107,7 +111,9 @@ Tensor mixed_sum_cpu(const std::vector<Tensor>& xs, const Tensor& weights) {
 }
 
 // Outputs of the backward: one gradient per wanted candidate, in the order asked for.
-std::vector<Tensor> empty_gradients(const char* op, const Tensor& x0, int64_t num_ops,
+std::vector<Tensor> empty_gradients(const char* op,
+                                    const Tensor& x0,
+                                    int64_t num_ops,
                                     const std::vector<int64_t>& wanted) {
   std::vector<Tensor> grads;
   grads.reserve(wanted.size());
@@ -126,7 +132,9 @@ Tensor backward_model(const Tensor& x0, const std::vector<Tensor>& grads) {
 }
 
 template <typename X>
-std::vector<X*> gradient_pointers(const char* op, int64_t num_ops, const std::vector<int64_t>& wanted,
+std::vector<X*> gradient_pointers(const char* op,
+                                  int64_t num_ops,
+                                  const std::vector<int64_t>& wanted,
                                   const std::vector<Tensor>& grads) {
   std::vector<X*> pointers(static_cast<size_t>(num_ops), nullptr);
   for (size_t i = 0; i < wanted.size(); ++i) {
@@ -232,11 +240,10 @@ Tensor mixed_sum_cuda(const std::vector<Tensor>& xs, const Tensor& weights) {
       const int count = static_cast<int>(std::min<int64_t>(args.num_ops() - k, math::kMaxCudaOps));
       const bool is_last = k + count == args.num_ops();
       const Acc* start = k > 0 ? sum : nullptr;
-      check_launch(op, is_last
-                           ? cuda::launch_mixed_sum(in.data() + k, w + k, start, out, count, numel,
-                                                    stream)
-                           : cuda::launch_mixed_sum(in.data() + k, w + k, start, sum, count, numel,
-                                                    stream));
+      check_launch(
+          op, is_last
+                  ? cuda::launch_mixed_sum(in.data() + k, w + k, start, out, count, numel, stream)
+                  : cuda::launch_mixed_sum(in.data() + k, w + k, start, sum, count, numel, stream));
     }
   });
   return y;
@@ -270,23 +277,22 @@ std::tuple<std::vector<Tensor>, Tensor> mixed_sum_backward_cuda(const Tensor& gr
     const auto in = args.pointers<X>(op);
     const auto out = gradient_pointers<X>(op, num_ops, wanted, grads);
     const int64_t numel = model.numel();
-    const bool is_aligned =
-        cuda::mixed_sum_backward_is_aligned(g, in.data(), out.data(), num_ops);
+    const bool is_aligned = cuda::mixed_sum_backward_is_aligned(g, in.data(), out.data(), num_ops);
     const int64_t rows = cuda::partial_rows<X>(numel, is_aligned);
     const Tensor partials = scratch<Acc>(weights, wants_weights ? rows * num_ops : 0);
     Acc* partial = wants_weights ? mutable_data<Acc>(op, "partials", partials) : nullptr;
     for (int64_t k = 0; k < num_ops; k += math::kMaxCudaOps) {
       const int count = static_cast<int>(std::min<int64_t>(num_ops - k, math::kMaxCudaOps));
-      check_launch(op, cuda::launch_mixed_sum_backward(
-                           g, in.data() + k, w + k, out.data() + k,
-                           wants_weights ? partial + k : nullptr, static_cast<int>(num_ops), count,
-                           numel, is_aligned, stream));
+      check_launch(op, cuda::launch_mixed_sum_backward(g, in.data() + k, w + k, out.data() + k,
+                                                       wants_weights ? partial + k : nullptr,
+                                                       static_cast<int>(num_ops), count, numel,
+                                                       is_aligned, stream));
     }
     if (wants_weights) {
-      check_launch(op, cuda::launch_mixed_sum_merge(
-                           static_cast<const Acc*>(partial),
-                           mutable_data<Y>(op, "grad_weights", grad_weights), rows,
-                           static_cast<int>(num_ops), stream));
+      check_launch(
+          op, cuda::launch_mixed_sum_merge(static_cast<const Acc*>(partial),
+                                           mutable_data<Y>(op, "grad_weights", grad_weights), rows,
+                                           static_cast<int>(num_ops), stream));
     }
   });
   return {std::move(grads), std::move(grad_weights)};

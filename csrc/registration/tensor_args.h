@@ -55,7 +55,9 @@ inline int32_t code_of(TypeTag<int64_t>) { return aoti_torch_dtype_int64(); }
 
 // Calls function(TypeTag<T>{}) for the C++ type of a floating dtype.
 template <typename Function>
-auto dispatch_floating(const char* op, const char* name, const Tensor& tensor,
+auto dispatch_floating(const char* op,
+                       const char* name,
+                       const Tensor& tensor,
                        Function&& function) {
   const int32_t code = dtype_code(tensor);
   if (code == code_of(TypeTag<float>{})) return function(TypeTag<float>{});
@@ -148,8 +150,8 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
 }
 
 inline void check_launch(const char* op, cudaError_t status) {
-  check(status == cudaSuccess, op, ": the kernel could not be launched: ",
-        cudaGetErrorString(status));
+  check(status == cudaSuccess, op,
+        ": the kernel could not be launched: ", cudaGetErrorString(status));
 }
 #endif
 
