@@ -1,6 +1,19 @@
 """Functional operators: what the compiled kernels compute, callable on plain tensors."""
 
+from pyfast_nas.ops.candidates import Candidate, Norm, Stage
+from pyfast_nas.ops.fused_node import fused_node, serves_fused_node
 from pyfast_nas.ops.gumbel_topk import draw_seed, gumbel_noise, gumbel_topk, philox_uniform
 from pyfast_nas.ops.mixed_sum import mixed_sum
 
-__all__ = ["draw_seed", "gumbel_noise", "gumbel_topk", "mixed_sum", "philox_uniform"]
+__all__ = [
+    "Candidate",
+    "Norm",
+    "Stage",
+    "draw_seed",
+    "fused_node",
+    "gumbel_noise",
+    "gumbel_topk",
+    "mixed_sum",
+    "philox_uniform",
+    "serves_fused_node",
+]

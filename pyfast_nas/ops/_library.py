@@ -20,6 +20,8 @@ __all__ = [
     "CUDA_KEYS",
     "LIB",
     "DirectFunction",
+    "call_fused_node",
+    "call_fused_node_backward",
     "call_gumbel_topk",
     "call_gumbel_topk_backward",
     "call_mixed_sum",
@@ -45,10 +47,21 @@ LIB.define(
 LIB.define(
     "philox_uniform(Tensor seed, int first_row, int rows, int columns, int stream) -> Tensor"
 )
+LIB.define(
+    "fused_node(Tensor[] xs, Tensor weights, Tensor[] params, Tensor? given, int[] layout, "
+    "float[] eps, int[] strides) -> (Tensor y, Tensor statistics)"
+)
+LIB.define(
+    "fused_node_backward(Tensor grad, Tensor[] xs, Tensor weights, Tensor[] params, "
+    "Tensor statistics, int[] layout, float[] eps, int[] strides, int[] wanted_xs, "
+    "bool wants_weights, int[] wanted_params) -> (Tensor[], Tensor, Tensor[])"
+)
 _mixed_sum = torch.ops.pyfast_nas.mixed_sum.default
 _mixed_sum_backward = torch.ops.pyfast_nas.mixed_sum_backward.default
 _gumbel_topk = torch.ops.pyfast_nas.gumbel_topk.default
 _gumbel_topk_backward = torch.ops.pyfast_nas.gumbel_topk_backward.default
+_fused_node = torch.ops.pyfast_nas.fused_node.default
+_fused_node_backward = torch.ops.pyfast_nas.fused_node_backward.default
 # (keyset, *arguments): the kernel past all layers of the dispatcher, only where nobody looks on.
 run_gumbel_topk = _gumbel_topk._handle.redispatch_boxed
 CPU_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
@@ -205,3 +218,56 @@ register_autograd("gumbel_topk_backward", _gumbel_topk_backward_vjp, _gumbel_top
 for _name in ("gumbel_topk", "gumbel_topk_backward", "philox_uniform"):
     for _key in ("CompositeExplicitAutograd", "Batched", "FuncTorchBatched"):
         LIB.impl(_name, getattr(reference, _name), _key)
+
+
+def call_fused_node(*arguments) -> tuple[Tensor, Tensor]:
+    """Run the kernel of a node without the autograd layer."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return _fused_node(*arguments)
+
+
+def call_fused_node_backward(*arguments) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """Run the backward kernel of a node without the autograd layer."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return _fused_node_backward(*arguments)
+
+
+@torch.library.register_fake("pyfast_nas::fused_node", lib=LIB)
+def _(xs, weights, params, given, layout, eps, strides):
+    batch, width, height, columns = xs[0].shape
+    # A pointwise kernel follows its taps, [C, 1, k, k]; it alone can change the number of channels.
+    at = 0
+    if layout[1] == 3:
+        for stage in range(layout[2]):
+            size, _, norm = layout[3 + 3 * stage : 6 + 3 * stage]
+            at += size > 0
+            width = params[at].shape[0]
+            at += 3 if norm & 2 else 1
+    else:
+        width = xs[layout[0]].shape[1]
+    size = (batch, width, -(-height // strides[0]), -(-columns // strides[0]))
+    y = torch.empty(
+        size, dtype=xs[0].dtype, device=xs[0].device, memory_format=torch.channels_last
+    )
+    return y, xs[0].new_empty((len(eps), 2, width), dtype=torch.float64)
+
+
+@torch.library.register_fake("pyfast_nas::fused_node_backward", lib=LIB)
+def _(
+    grad,
+    xs,
+    weights,
+    params,
+    statistics,
+    layout,
+    eps,
+    strides,
+    wanted_xs,
+    wants_weights,
+    wanted_params,
+):
+    return (
+        [torch.empty_like(xs[i], memory_format=torch.channels_last) for i in wanted_xs],
+        weights.new_empty(weights.shape[0] if wants_weights else 0),
+        [params[i].new_empty(params[i].shape) for i in wanted_params],
+    )

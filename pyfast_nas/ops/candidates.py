@@ -1,0 +1,65 @@
+"""What the candidates of a fused node are: plain tuples of their tensors, no modules."""
+
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+__all__ = ["Candidate", "Norm", "Stage"]
+
+
+class Norm(NamedTuple):
+    """A batch norm over ``[N, C, H, W]``.
+
+    Attributes:
+        gamma: Scale ``[C]``, or None where the norm is not affine; then ``beta`` is None too.
+        beta: Shift ``[C]``.
+        mean: Given mean ``[C]`` (evaluation mode), or None for that of the batch (training mode).
+        var: Given variance ``[C]``, biased as stored; None exactly where ``mean`` is.
+        eps: Added to the variance.
+    """
+
+    gamma: Tensor | None = None
+    beta: Tensor | None = None
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    eps: float = 1e-5
+
+
+class Stage(NamedTuple):
+    """ReLU, depthwise convolution, pointwise convolution, batch norm.
+
+    Attributes:
+        taps: Depthwise kernel ``[C_in, 1, k, k]`` with odd k, padded so that the image keeps its
+            size at stride 1; None for none.
+        matrix: Pointwise kernel ``[C_out, C_in, 1, 1]``.
+        norm: The batch norm behind it.
+        dilation: Distance of the taps.
+    """
+
+    taps: Tensor | None
+    matrix: Tensor
+    norm: Norm
+    dilation: int = 1
+
+
+class Candidate(NamedTuple):
+    """One candidate operation of one edge into a node.
+
+    Attributes:
+        kind: ``"skip"`` (stride 1 only), ``"max_pool"`` or ``"avg_pool"`` (3 x 3, padding does not
+            count), or ``"conv"``.
+        edge: Which input it reads, and so its stride.
+        stages: One or two stages of a ``"conv"``; the stride is in the first.
+        norm: Batch norm behind a pool, or None.
+    """
+
+    kind: Literal["skip", "max_pool", "avg_pool", "conv"]
+    edge: int
+    stages: tuple[Stage, ...] = ()
+    norm: Norm | None = None
+
+    def norms(self) -> tuple[Norm, ...]:
+        """Return the batch norms in the order in which they are run."""
+        if self.kind == "conv":
+            return tuple(stage.norm for stage in self.stages)
+        return () if self.norm is None else (self.norm,)

@@ -1,0 +1,270 @@
+"""A whole node of a DARTS-style cell in one operator: every candidate of every edge into it.
+
+The kernel keeps the inputs and the batch statistics for backward, nothing else: whatever backward
+needs besides is computed again, sample by sample, in the cache.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from pyfast_nas import _ext
+from pyfast_nas.ops import _library, reference_edges
+from pyfast_nas.ops._node_checks import check_fused_node
+from pyfast_nas.ops.candidates import Candidate, Norm, Stage
+
+__all__ = ["fused_node", "serves_fused_node"]
+
+KINDS = ("skip", "max_pool", "avg_pool", "conv")
+
+
+def serves_fused_node(x: Tensor) -> bool:
+    """Say whether a compiled kernel would serve a node with the input ``x``."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and x.dim() == 4
+        and _ext.compiled_for(x.device)
+    )
+
+
+def fused_node(
+    xs: Sequence[Tensor], weights: Tensor, candidates: Sequence[Candidate], strides: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    r"""Sum weighted candidate operations over all edges into one node.
+
+    .. math:: y = \sum_k w_k\, o_k(x_{e(k)})
+
+    First derivatives come from the kernel. Where derivatives of higher order, forward mode or a
+    ``torch.func`` transform ask for more, the same is computed by plain PyTorch operations: exact
+    and slower.
+
+    Args:
+        xs: Input of each edge, float32 or float64. Channels-last is taken as it is; other layouts
+            are copied once.
+        weights: Mixing weight of each candidate, in the dtype of ``xs``.
+        candidates: What is summed. A candidate that is not named costs nothing.
+        strides: 1 or 2 for each edge.
+
+    Returns:
+        The sum, channels-last, and the statistics of every batch norm in the order of the
+        candidates and their stages: mean and biased variance, float64, not differentiable.
+
+    Shape:
+        each x ``[N, C, H, W]``, weights ``[num_candidates]`` ->
+        y ``[N, C_out, ceil(H / stride), ceil(W / stride)]``, statistics ``[norms, 2, C_out]``.
+
+    Raises:
+        TypeError: If a tensor is not of the dtype of ``xs[0]``.
+        ValueError: If shapes, strides or counts do not fit together, or a batch norm in training
+            mode has one value per channel.
+
+    Example:
+        >>> x = torch.ones(2, 3, 4, 4)
+        >>> y, _ = fused_node([x], torch.tensor([0.5, 2.0]), [Candidate("skip", 0)] * 2, [1])
+        >>> float(y[0, 0, 0, 0])
+        2.5
+
+    References:
+        Liu, Simonyan & Yang, "DARTS: Differentiable Architecture Search", ICLR 2019, eqs. 1-2.
+    """
+    check_fused_node(xs, weights, candidates, strides)
+    if not serves_fused_node(xs[0]) or _asks_for_more(weights, xs, candidates):
+        return reference_edges.fused_node(xs, weights, candidates, strides)
+    plan = _Plan.of(candidates, strides)
+    given = _given_statistics(candidates, xs[0])
+    xs = [x.contiguous(memory_format=torch.channels_last) for x in xs]
+    params = list(_params(candidates))
+    if torch.compiler.is_compiling():
+        return torch.ops.pyfast_nas.fused_node(xs, weights, params, given, *plan.arguments())
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (weights, *xs, *params)):
+        return _FusedNode.apply(plan, given, weights, *xs, *params)
+    return _library.call_fused_node(xs, weights, params, given, *plan.arguments())
+
+
+def _asks_for_more(weights: Tensor, xs: Sequence[Tensor], candidates: Sequence[Candidate]) -> bool:
+    """Say whether forward mode or a torch.func transform is at work on this call."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    if forward_ad._current_level < 0:
+        return False
+    tensors = (weights, *xs, *_params(candidates))
+    return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+class _Plan(NamedTuple):
+    """What the kernel does, in numbers: nine for each candidate, one epsilon for each norm.
+
+    ``edge, kind, stages``, then for each of two stages ``kernel size (0: none), dilation, norm``
+    with norm 0 for none, 1 for plain and 2 for affine, plus 4 where the statistics are given.
+    """
+
+    layout: tuple[int, ...]
+    eps: tuple[float, ...]
+    strides: tuple[int, ...]
+
+    @classmethod
+    def of(cls, candidates: Sequence[Candidate], strides: Sequence[int]) -> "_Plan":
+        layout: list[int] = []
+        eps: list[float] = []
+        for candidate in candidates:
+            layout += (candidate.edge, KINDS.index(candidate.kind), len(candidate.stages))
+            stages = candidate.stages or (Stage(None, None, candidate.norm),)
+            for stage in (*stages, Stage(None, None, None))[:2]:
+                size = 0 if stage.taps is None else stage.taps.shape[-1]
+                layout += (size, stage.dilation, _norm_code(stage.norm))
+            eps += (norm.eps for norm in candidate.norms())
+        return cls(tuple(layout), tuple(eps), tuple(strides))
+
+    def arguments(self) -> tuple[list[int], list[float], list[int]]:
+        return list(self.layout), list(self.eps), list(self.strides)
+
+    def rebuild(self, params: Sequence[Tensor], given: Tensor | None) -> list[Candidate]:
+        """Return the candidates with ``params`` for their tensors."""
+        left = iter(params)
+        norms = iter(enumerate(self.eps))
+
+        def norm(code: int) -> Norm | None:
+            if code == 0:
+                return None
+            index, eps = next(norms)
+            gamma, beta = (next(left), next(left)) if code & 2 else (None, None)
+            mean, var = given[index] if code & 4 else (None, None)
+            return Norm(gamma, beta, mean, var, eps)
+
+        def stage(size: int, dilation: int, code: int) -> Stage:
+            taps = next(left) if size else None
+            return Stage(taps, next(left), norm(code), dilation)
+
+        candidates = []
+        for at in range(0, len(self.layout), 9):
+            edge, kind, stages, *rest = self.layout[at : at + 9]
+            if KINDS[kind] == "conv":
+                parts = tuple(stage(*rest[3 * i : 3 * i + 3]) for i in range(stages))
+                candidates.append(Candidate("conv", edge, parts))
+            else:
+                candidates.append(Candidate(KINDS[kind], edge, norm=norm(rest[2])))
+        return candidates
+
+
+def _norm_code(norm: Norm | None) -> int:
+    if norm is None:
+        return 0
+    return (1 if norm.gamma is None else 2) + (0 if norm.mean is None else 4)
+
+
+def _params(candidates: Sequence[Candidate]) -> Iterator[Tensor]:
+    """Yield the parameters in the order in which the kernel takes them."""
+    for candidate in candidates:
+        for stage in candidate.stages:
+            if stage.taps is not None:
+                yield stage.taps
+            yield stage.matrix
+            if stage.norm.gamma is not None:
+                yield from (stage.norm.gamma, stage.norm.beta)
+        if candidate.norm is not None and candidate.norm.gamma is not None:
+            yield from (candidate.norm.gamma, candidate.norm.beta)
+
+
+def _given_statistics(candidates: Sequence[Candidate], x: Tensor) -> Tensor | None:
+    """Stack given means and variances, one row per norm; rows of batch statistics are zero."""
+    norms = [norm for candidate in candidates for norm in candidate.norms()]
+    given = {i: norm for i, norm in enumerate(norms) if norm.mean is not None}
+    if not given:
+        return None
+    width = next(iter(given.values())).mean.shape[0]
+    nothing = torch.zeros(2, width, dtype=torch.float64, device=x.device)
+    return torch.stack(
+        [
+            torch.stack([given[i].mean, given[i].var]).double() if i in given else nothing
+            for i in range(len(norms))
+        ]
+    )
+
+
+class _FusedNode(_library.DirectFunction):
+    """(plan, given, weights, *xs, *params) -> (y, statistics)."""
+
+    @staticmethod
+    def forward(plan: _Plan, given: Tensor | None, weights: Tensor, *tensors: Tensor):
+        xs, params = tensors[: len(plan.strides)], tensors[len(plan.strides) :]
+        return _library.call_fused_node(xs, weights, params, given, *plan.arguments())
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.plan, given, *tensors = inputs
+        _, statistics = output
+        ctx.has_given = given is not None
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(statistics)
+        ctx.save_for_backward(statistics, *tensors)
+
+    @staticmethod
+    def backward(ctx, grad, _grad_statistics):
+        if grad is None:
+            return None, None, *(None for _ in ctx.needs_input_grad[2:])
+        statistics, *tensors = ctx.saved_tensors
+        needs = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            given = statistics if ctx.has_given else None
+            return None, None, *_by_reference(ctx.plan, grad, tensors, given, needs)
+        return None, None, *_by_kernel(ctx.plan, grad, tensors, statistics, needs)
+
+
+def _by_kernel(
+    plan: _Plan,
+    grad: Tensor,
+    tensors: Sequence[Tensor],
+    statistics: Tensor,
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients of (weights, *xs, *params) that are needed, None for the others."""
+    edges = len(plan.strides)
+    weights, xs, params = tensors[0], tensors[1 : 1 + edges], tensors[1 + edges :]
+    wanted_xs = [i for i in range(edges) if needs[1 + i]]
+    wanted_params = [i for i in range(len(params)) if needs[1 + edges + i]]
+    grad_xs, grad_weights, grad_params = _library.call_fused_node_backward(
+        grad.contiguous(memory_format=torch.channels_last),
+        xs,
+        weights,
+        params,
+        statistics,
+        *plan.arguments(),
+        wanted_xs,
+        needs[0],
+        wanted_params,
+    )
+    gradients: list[Tensor | None] = [None] * len(tensors)
+    if needs[0]:
+        gradients[0] = grad_weights
+    for i, value in zip(wanted_xs, grad_xs, strict=True):
+        gradients[1 + i] = value
+    for i, value in zip(wanted_params, grad_params, strict=True):
+        gradients[1 + edges + i] = value
+    return gradients
+
+
+def _by_reference(
+    plan: _Plan,
+    grad: Tensor,
+    tensors: Sequence[Tensor],
+    given: Tensor | None,
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients by plain operations, differentiable in turn."""
+    edges = len(plan.strides)
+    with torch.enable_grad():
+        # One input may be computed from another: derivatives are taken at aliases of both, which
+        # are not.
+        aliases = [t.view_as(t) if t.requires_grad else t for t in tensors]
+        weights, xs, params = aliases[0], aliases[1 : 1 + edges], aliases[1 + edges :]
+        candidates = plan.rebuild(params, None if given is None else given.to(grad.dtype))
+        y, _ = reference_edges.fused_node(xs, weights, candidates, plan.strides)
+        wanted = [alias for alias, need in zip(aliases, needs, strict=True) if need]
+        # As many derivatives as the caller asked for: the graph of this one is kept for them.
+        found = torch.autograd.grad(y, wanted, grad, create_graph=True, allow_unused=True)
+    left = iter(found)
+    return [next(left) if need else None for need in needs]

@@ -1,0 +1,76 @@
+"""The meaning of ``fused_node`` in plain PyTorch: candidates of DARTS-style edges and their sum.
+
+Differentiable to any order and under every transform. Batch norm is written out, since torch's own
+gives wrong numbers when a forward-mode derivative of it is differentiated in reverse.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyfast_nas.ops.candidates import Candidate, Norm, Stage
+
+__all__ = ["fused_node"]
+
+
+def fused_node(
+    xs: Sequence[Tensor], weights: Tensor, candidates: Sequence[Candidate], strides: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Return sum_k weights[k] * candidate_k(xs[edge_k]) and the statistics of every norm."""
+    y: Tensor | None = None
+    statistics: list[Tensor] = []
+    for weight, candidate in zip(weights.unbind(), candidates, strict=True):
+        x, stride = xs[candidate.edge], strides[candidate.edge]
+        term = weight * _run(candidate, x, stride, statistics)
+        y = term if y is None else y + term
+    width = y.shape[1]
+    return y, torch.stack(statistics) if statistics else y.new_empty((0, 2, width), dtype=torch.float64)
+
+
+def _run(candidate: Candidate, x: Tensor, stride: int, statistics: list[Tensor]) -> Tensor:
+    if candidate.kind == "skip":
+        return x
+    if candidate.kind == "conv":
+        for stage in candidate.stages:
+            x = _normalise(_convolve(torch.relu(x), stage, stride), stage.norm, statistics)
+            stride = 1
+        return x
+    if candidate.kind == "max_pool":
+        x = F.max_pool2d(x, 3, stride=stride, padding=1)
+    else:
+        x = F.avg_pool2d(x, 3, stride=stride, padding=1, count_include_pad=False)
+    return x if candidate.norm is None else _normalise(x, candidate.norm, statistics)
+
+
+def _convolve(x: Tensor, stage: Stage, stride: int) -> Tensor:
+    if stage.taps is None:
+        return F.conv2d(x, stage.matrix, stride=stride)
+    size = stage.taps.shape[-1]
+    z = F.conv2d(
+        x,
+        stage.taps,
+        stride=stride,
+        padding=stage.dilation * (size - 1) // 2,
+        dilation=stage.dilation,
+        groups=x.shape[1],
+    )
+    return F.conv2d(z, stage.matrix)
+
+
+def _normalise(y: Tensor, norm: Norm, statistics: list[Tensor]) -> Tensor:
+    if norm.mean is None:
+        mean = y.mean((0, 2, 3))
+        centred = y - _per_channel(mean)
+        var = centred.square().mean((0, 2, 3))
+    else:
+        mean, var = norm.mean, norm.var
+        centred = y - _per_channel(mean)
+    statistics.append(torch.stack([mean.detach(), var.detach()]).double())
+    y = centred * _per_channel((var + norm.eps).rsqrt())
+    return y if norm.gamma is None else y * _per_channel(norm.gamma) + _per_channel(norm.beta)
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    return values.view(1, -1, 1, 1)
