@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 
-from pyfast_nas.ops import reference
+from pyfast_nas.ops import reference, reference_edges
 from pyfast_nas.ops._checks import check_mixed_sum
 from pyfast_nas.ops._sampling_checks import check_block, check_gumbel_topk, check_seed
 
@@ -246,9 +246,7 @@ def _(xs, weights, params, given, layout, eps, strides):
     else:
         width = xs[layout[0]].shape[1]
     size = (batch, width, -(-height // strides[0]), -(-columns // strides[0]))
-    y = torch.empty(
-        size, dtype=xs[0].dtype, device=xs[0].device, memory_format=torch.channels_last
-    )
+    y = torch.empty(size, dtype=xs[0].dtype, device=xs[0].device, memory_format=torch.channels_last)
     return y, xs[0].new_empty((len(eps), 2, width), dtype=torch.float64)
 
 
@@ -271,3 +269,7 @@ def _(
         weights.new_empty(weights.shape[0] if wants_weights else 0),
         [params[i].new_empty(params[i].shape) for i in wanted_params],
     )
+
+
+LIB.impl("fused_node", reference_edges.planned_node, "CompositeExplicitAutograd")
+LIB.impl("fused_node_backward", reference_edges.planned_node_backward, "CompositeExplicitAutograd")

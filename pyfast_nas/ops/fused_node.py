@@ -4,8 +4,7 @@ The kernel keeps the inputs and the batch statistics for backward, nothing else:
 needs besides is computed again, sample by sample, in the cache.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,11 +13,10 @@ from torch.autograd import forward_ad
 from pyfast_nas import _ext
 from pyfast_nas.ops import _library, reference_edges
 from pyfast_nas.ops._node_checks import check_fused_node
-from pyfast_nas.ops.candidates import Candidate, Norm, Stage
+from pyfast_nas.ops.candidates import Candidate
+from pyfast_nas.ops.node_plan import Plan, params_of
 
 __all__ = ["fused_node", "serves_fused_node"]
-
-KINDS = ("skip", "max_pool", "avg_pool", "conv")
 
 
 def serves_fused_node(x: Tensor) -> bool:
@@ -74,10 +72,10 @@ def fused_node(
     check_fused_node(xs, weights, candidates, strides)
     if not serves_fused_node(xs[0]) or _asks_for_more(weights, xs, candidates):
         return reference_edges.fused_node(xs, weights, candidates, strides)
-    plan = _Plan.of(candidates, strides)
+    plan = Plan.of(candidates, strides)
     given = _given_statistics(candidates, xs[0])
     xs = [x.contiguous(memory_format=torch.channels_last) for x in xs]
-    params = list(_params(candidates))
+    params = list(params_of(candidates))
     if torch.compiler.is_compiling():
         return torch.ops.pyfast_nas.fused_node(xs, weights, params, given, *plan.arguments())
     if torch.is_grad_enabled() and any(t.requires_grad for t in (weights, *xs, *params)):
@@ -91,82 +89,8 @@ def _asks_for_more(weights: Tensor, xs: Sequence[Tensor], candidates: Sequence[C
         return True
     if forward_ad._current_level < 0:
         return False
-    tensors = (weights, *xs, *_params(candidates))
+    tensors = (weights, *xs, *params_of(candidates))
     return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
-
-
-class _Plan(NamedTuple):
-    """What the kernel does, in numbers: nine for each candidate, one epsilon for each norm.
-
-    ``edge, kind, stages``, then for each of two stages ``kernel size (0: none), dilation, norm``
-    with norm 0 for none, 1 for plain and 2 for affine, plus 4 where the statistics are given.
-    """
-
-    layout: tuple[int, ...]
-    eps: tuple[float, ...]
-    strides: tuple[int, ...]
-
-    @classmethod
-    def of(cls, candidates: Sequence[Candidate], strides: Sequence[int]) -> "_Plan":
-        layout: list[int] = []
-        eps: list[float] = []
-        for candidate in candidates:
-            layout += (candidate.edge, KINDS.index(candidate.kind), len(candidate.stages))
-            stages = candidate.stages or (Stage(None, None, candidate.norm),)
-            for stage in (*stages, Stage(None, None, None))[:2]:
-                size = 0 if stage.taps is None else stage.taps.shape[-1]
-                layout += (size, stage.dilation, _norm_code(stage.norm))
-            eps += (norm.eps for norm in candidate.norms())
-        return cls(tuple(layout), tuple(eps), tuple(strides))
-
-    def arguments(self) -> tuple[list[int], list[float], list[int]]:
-        return list(self.layout), list(self.eps), list(self.strides)
-
-    def rebuild(self, params: Sequence[Tensor], given: Tensor | None) -> list[Candidate]:
-        """Return the candidates with ``params`` for their tensors."""
-        left = iter(params)
-        norms = iter(enumerate(self.eps))
-
-        def norm(code: int) -> Norm | None:
-            if code == 0:
-                return None
-            index, eps = next(norms)
-            gamma, beta = (next(left), next(left)) if code & 2 else (None, None)
-            mean, var = given[index] if code & 4 else (None, None)
-            return Norm(gamma, beta, mean, var, eps)
-
-        def stage(size: int, dilation: int, code: int) -> Stage:
-            taps = next(left) if size else None
-            return Stage(taps, next(left), norm(code), dilation)
-
-        candidates = []
-        for at in range(0, len(self.layout), 9):
-            edge, kind, stages, *rest = self.layout[at : at + 9]
-            if KINDS[kind] == "conv":
-                parts = tuple(stage(*rest[3 * i : 3 * i + 3]) for i in range(stages))
-                candidates.append(Candidate("conv", edge, parts))
-            else:
-                candidates.append(Candidate(KINDS[kind], edge, norm=norm(rest[2])))
-        return candidates
-
-
-def _norm_code(norm: Norm | None) -> int:
-    if norm is None:
-        return 0
-    return (1 if norm.gamma is None else 2) + (0 if norm.mean is None else 4)
-
-
-def _params(candidates: Sequence[Candidate]) -> Iterator[Tensor]:
-    """Yield the parameters in the order in which the kernel takes them."""
-    for candidate in candidates:
-        for stage in candidate.stages:
-            if stage.taps is not None:
-                yield stage.taps
-            yield stage.matrix
-            if stage.norm.gamma is not None:
-                yield from (stage.norm.gamma, stage.norm.beta)
-        if candidate.norm is not None and candidate.norm.gamma is not None:
-            yield from (candidate.norm.gamma, candidate.norm.beta)
 
 
 def _given_statistics(candidates: Sequence[Candidate], x: Tensor) -> Tensor | None:
@@ -189,7 +113,7 @@ class _FusedNode(_library.DirectFunction):
     """(plan, given, weights, *xs, *params) -> (y, statistics)."""
 
     @staticmethod
-    def forward(plan: _Plan, given: Tensor | None, weights: Tensor, *tensors: Tensor):
+    def forward(plan: Plan, given: Tensor | None, weights: Tensor, *tensors: Tensor):
         xs, params = tensors[: len(plan.strides)], tensors[len(plan.strides) :]
         return _library.call_fused_node(xs, weights, params, given, *plan.arguments())
 
@@ -215,7 +139,7 @@ class _FusedNode(_library.DirectFunction):
 
 
 def _by_kernel(
-    plan: _Plan,
+    plan: Plan,
     grad: Tensor,
     tensors: Sequence[Tensor],
     statistics: Tensor,
@@ -248,7 +172,7 @@ def _by_kernel(
 
 
 def _by_reference(
-    plan: _Plan,
+    plan: Plan,
     grad: Tensor,
     tensors: Sequence[Tensor],
     given: Tensor | None,

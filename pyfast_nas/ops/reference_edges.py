@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyfast_nas.ops.candidates import Candidate, Norm, Stage
+from pyfast_nas.ops.node_plan import Plan
 
-__all__ = ["fused_node"]
+__all__ = ["fused_node", "planned_node", "planned_node_backward"]
 
 
 def fused_node(
@@ -26,7 +27,52 @@ def fused_node(
         term = weight * _run(candidate, x, stride, statistics)
         y = term if y is None else y + term
     width = y.shape[1]
-    return y, torch.stack(statistics) if statistics else y.new_empty((0, 2, width), dtype=torch.float64)
+    if not statistics:
+        return y, y.new_empty((0, 2, width), dtype=torch.float64)
+    return y, torch.stack(statistics)
+
+
+def planned_node(
+    xs: Sequence[Tensor],
+    weights: Tensor,
+    params: Sequence[Tensor],
+    given: Tensor | None,
+    layout: Sequence[int],
+    eps: Sequence[float],
+    strides: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Return the same for the numbers and tensors that the operator takes, channels-last."""
+    plan = Plan(tuple(layout), tuple(eps), tuple(strides))
+    candidates = plan.rebuild(params, None if given is None else given.to(weights.dtype))
+    y, statistics = fused_node(xs, weights, candidates, strides)
+    return y.contiguous(memory_format=torch.channels_last), statistics
+
+
+def planned_node_backward(
+    grad: Tensor,
+    xs: Sequence[Tensor],
+    weights: Tensor,
+    params: Sequence[Tensor],
+    statistics: Tensor,
+    layout: Sequence[int],
+    eps: Sequence[float],
+    strides: Sequence[int],
+    wanted_xs: Sequence[int],
+    wants_weights: bool,
+    wanted_params: Sequence[int],
+) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """Return the gradients of the wanted inputs, of the weights (or nothing), of the parameters."""
+    with torch.enable_grad():
+        weights, *rest = (t.detach().requires_grad_() for t in (weights, *xs, *params))
+        xs, params = rest[: len(xs)], rest[len(xs) :]
+        y, _ = planned_node(xs, weights, params, statistics, layout, eps, strides)
+        leaves = [xs[i] for i in wanted_xs] + [params[i] for i in wanted_params]
+        *found, of_weights = torch.autograd.grad(
+            y, [*leaves, weights], grad, allow_unused=True, materialize_grads=True
+        )
+    of_xs = [g.contiguous(memory_format=torch.channels_last) for g in found[: len(wanted_xs)]]
+    of_params = [g.contiguous() for g in found[len(wanted_xs) :]]
+    return of_xs, of_weights if wants_weights else weights.new_empty(0), of_params
 
 
 def _run(candidate: Candidate, x: Tensor, stride: int, statistics: list[Tensor]) -> Tensor:

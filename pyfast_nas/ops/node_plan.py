@@ -1,0 +1,88 @@
+"""A fused node as numbers and a flat list of tensors, which is what an operator can take."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from pyfast_nas.ops.candidates import Candidate, Norm, Stage
+
+__all__ = ["Plan", "params_of"]
+
+_KINDS = ("skip", "max_pool", "avg_pool", "conv")
+
+
+class Plan(NamedTuple):
+    """What the kernel does, in numbers: nine for each candidate, one epsilon for each norm.
+
+    ``edge, kind, stages``, then for each of two stages ``kernel size (0: none), dilation, norm``
+    with norm 0 for none, 1 for plain and 2 for affine, plus 4 where the statistics are given.
+    """
+
+    layout: tuple[int, ...]
+    eps: tuple[float, ...]
+    strides: tuple[int, ...]
+
+    @classmethod
+    def of(cls, candidates: Sequence[Candidate], strides: Sequence[int]) -> "Plan":
+        """Return the numbers of these candidates."""
+        layout: list[int] = []
+        eps: list[float] = []
+        for candidate in candidates:
+            layout += (candidate.edge, _KINDS.index(candidate.kind), len(candidate.stages))
+            stages = candidate.stages or (Stage(None, None, candidate.norm),)
+            for stage in (*stages, Stage(None, None, None))[:2]:
+                size = 0 if stage.taps is None else stage.taps.shape[-1]
+                layout += (size, stage.dilation, _norm_code(stage.norm))
+            eps += (norm.eps for norm in candidate.norms())
+        return cls(tuple(layout), tuple(eps), tuple(strides))
+
+    def arguments(self) -> tuple[list[int], list[float], list[int]]:
+        """Return layout, epsilons and strides as the operator takes them."""
+        return list(self.layout), list(self.eps), list(self.strides)
+
+    def rebuild(self, params: Sequence[Tensor], given: Tensor | None) -> list[Candidate]:
+        """Return the candidates with ``params`` for their tensors."""
+        left = iter(params)
+        norms = iter(enumerate(self.eps))
+
+        def norm(code: int) -> Norm | None:
+            if code == 0:
+                return None
+            index, eps = next(norms)
+            gamma, beta = (next(left), next(left)) if code & 2 else (None, None)
+            mean, var = given[index] if code & 4 else (None, None)
+            return Norm(gamma, beta, mean, var, eps)
+
+        def stage(size: int, dilation: int, code: int) -> Stage:
+            taps = next(left) if size else None
+            return Stage(taps, next(left), norm(code), dilation)
+
+        candidates = []
+        for at in range(0, len(self.layout), 9):
+            edge, kind, stages, *rest = self.layout[at : at + 9]
+            if _KINDS[kind] == "conv":
+                parts = tuple(stage(*rest[3 * i : 3 * i + 3]) for i in range(stages))
+                candidates.append(Candidate("conv", edge, parts))
+            else:
+                candidates.append(Candidate(_KINDS[kind], edge, norm=norm(rest[2])))
+        return candidates
+
+
+def _norm_code(norm: Norm | None) -> int:
+    if norm is None:
+        return 0
+    return (1 if norm.gamma is None else 2) + (0 if norm.mean is None else 4)
+
+
+def params_of(candidates: Sequence[Candidate]) -> Iterator[Tensor]:
+    """Yield the parameters in the order in which the kernel takes them."""
+    for candidate in candidates:
+        for stage in candidate.stages:
+            if stage.taps is not None:
+                yield stage.taps
+            yield stage.matrix
+            if stage.norm.gamma is not None:
+                yield from (stage.norm.gamma, stage.norm.beta)
+        if candidate.norm is not None and candidate.norm.gamma is not None:
+            yield from (candidate.norm.gamma, candidate.norm.beta)
