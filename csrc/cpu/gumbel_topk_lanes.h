@@ -132,8 +132,9 @@ PFN_INLINE void exp_together(FloatLanes* x /* [kCount] */) {
   }
   for (int n = 0; n < kCount; ++n) {
     p[n] = (p[n] * r[n]) * r[n] + r[n] + 1.0f;
-    const IndexLanes scale = reinterpret_cast<IndexLanes>(shifted[n]) << 23;
-    const FloatLanes y = reinterpret_cast<FloatLanes>(reinterpret_cast<IndexLanes>(p[n]) + scale);
+    // Unsigned, since lanes whose result nobody takes may carry past the largest integer.
+    const WordLanes scale = reinterpret_cast<WordLanes>(shifted[n]) << 23;
+    const FloatLanes y = reinterpret_cast<FloatLanes>(reinterpret_cast<WordLanes>(p[n]) + scale);
     x[n] = x[n] < kLowest ? FloatLanes{} : y;
   }
 }
@@ -146,9 +147,11 @@ PFN_INLINE FloatLanes exp_lanes(FloatLanes x) {
 // The first `count` lanes from memory, the others as in `rest`; nothing behind them is touched.
 PFN_INLINE FloatLanes load_some(const float* from, int64_t count, FloatLanes rest) {
 #if defined(__AVX512F__)
+  PFN_WILL_READ(from, count * 4);
   const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1u);
   return _mm512_mask_loadu_ps(rest, mask, from);
 #elif defined(__AVX2__)
+  PFN_WILL_READ(from, count * 4);
   const IndexLanes wanted = lane_numbers<IndexLanes>() < static_cast<int32_t>(count);
   const FloatLanes read = _mm256_maskload_ps(from, reinterpret_cast<__m256i>(wanted));
   return wanted ? read : rest;
@@ -166,8 +169,10 @@ PFN_INLINE double load_some(const double* from, int64_t count, double rest) {
 // Writes the first `count` lanes.
 PFN_INLINE void store_some(float* to, int64_t count, FloatLanes value) {
 #if defined(__AVX512F__)
+  PFN_WILL_WRITE(to, count * 4);
   _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1u), value);
 #elif defined(__AVX2__)
+  PFN_WILL_WRITE(to, count * 4);
   const IndexLanes wanted = lane_numbers<IndexLanes>() < static_cast<int32_t>(count);
   _mm256_maskstore_ps(to, reinterpret_cast<__m256i>(wanted), value);
 #else

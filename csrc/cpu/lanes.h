@@ -128,6 +128,7 @@ PFN_INLINE bool is_streamable(const T* to) {
 template <typename T>
 PFN_INLINE void stream(T* to, lanes_t<T> value) {
   const auto result = narrowed(value, to);
+  PFN_WILL_WRITE(to, sizeof(result));
 #if defined(__AVX512F__)
   if constexpr (sizeof(result) == 64) {
     return _mm512_stream_si512(reinterpret_cast<__m512i*>(to), reinterpret_cast<__m512i>(result));

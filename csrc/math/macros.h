@@ -2,6 +2,7 @@
 // lines.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 // Functions of math/ are internal to each translation unit on purpose: cpu/ files are compiled once
@@ -11,6 +12,19 @@
 #define PFN_HD static __host__ __device__ __forceinline__
 #else
 #define PFN_HD static inline __attribute__((always_inline))
+#endif
+
+// Sanitizers do not see what masked and streaming intrinsics touch: those say it by these.
+#if defined(__SANITIZE_ADDRESS__)
+extern "C" {
+void __asan_loadN(const void* from, std::size_t bytes);
+void __asan_storeN(void* to, std::size_t bytes);
+}
+#define PFN_WILL_READ(from, bytes) __asan_loadN(from, static_cast<std::size_t>(bytes))
+#define PFN_WILL_WRITE(to, bytes) __asan_storeN(to, static_cast<std::size_t>(bytes))
+#else
+#define PFN_WILL_READ(from, bytes) static_cast<void>(0)
+#define PFN_WILL_WRITE(to, bytes) static_cast<void>(0)
 #endif
 
 // cpu/ files are compiled with PFN_ISA = plain, avx2 or avx512 and the fitting machine flags.
