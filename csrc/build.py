@@ -306,6 +306,10 @@ def _library_statements(tools: Toolchain, kind: str, sanitize: bool) -> list[str
         for source in sorted((SOURCES / "cpu").glob("*.cpp")):
             objects.append(f"cpu.{isa}.{source.stem}.o")
             statements += _compile("cxx", objects[-1], source, flags)
+    flags = ["-std=c++17", *_COMMON, *_WARNINGS, *_machine_flags(), f"-I{SOURCES}", *extra]
+    for source in sorted((SOURCES / "node").glob("*.cpp")):
+        objects.append(f"node.{source.stem}.o")
+        statements += _compile("cxx", objects[-1], source, flags)
     flags = [*_registration_flags(tools), *extra]
     libraries = [f"-L{Path(tools.torch_root) / 'lib'}", "-ltorch_cpu", *extra]
     if kind == "cuda":

@@ -1,0 +1,192 @@
+// Matrix products over the channels of a map in blocks of lanes. Included once per instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/image_kernels.h"
+#include "cpu/lanes.h"
+
+namespace pfn::cpu::PFN_ISA {
+
+// Running sums held in registers: pixels times output blocks, or rows times column blocks.
+#if defined(__AVX512F__)
+constexpr int kSums = 16;
+#else
+constexpr int kSums = 8;
+#endif
+
+// kPixels pixels times kBlocks output blocks, into places that need not be neighbours.
+template <int kPixels, int kBlocks, typename T>
+PFN_INLINE void product_tile(const MapView<T>& x,
+                             int64_t at,
+                             int64_t channels,
+                             const T* matrix,
+                             int64_t matrix_block,
+                             lanes_t<T> (&sums)[kPixels][kBlocks]) {
+  using V = lanes_t<T>;
+  constexpr int64_t L = kLanes<T>;
+  for (int p = 0; p < kPixels; ++p) {
+    for (int b = 0; b < kBlocks; ++b) sums[p][b] = V{};
+  }
+  const T* in = x.data + at * x.pixel;
+  for (int64_t k = 0; k < channels; k += L, in += x.block) {
+    const int64_t count = channels - k < L ? channels - k : L;
+    const T* w = matrix + k * L;
+    for (int64_t lane = 0; lane < count; ++lane, w += L) {
+      V column[kBlocks];
+#pragma GCC unroll 4
+      for (int b = 0; b < kBlocks; ++b) column[b] = load(w + b * matrix_block);
+#pragma GCC unroll 16
+      for (int p = 0; p < kPixels; ++p) {
+        const T value = in[p * x.pixel + lane];
+#pragma GCC unroll 4
+        for (int b = 0; b < kBlocks; ++b) sums[p][b] += column[b] * value;
+      }
+    }
+  }
+}
+
+template <int kBlocks, typename T>
+void product_blocks(const MapView<T>& x,
+                    int64_t channels,
+                    const T* matrix,
+                    T* to,
+                    int64_t to_block,
+                    int64_t height,
+                    int64_t width,
+                    int64_t row) {
+  using V = lanes_t<T>;
+  constexpr int64_t L = kLanes<T>;
+  constexpr int kPixels = kSums / kBlocks;
+  const int64_t pixels = height * width, matrix_block = channels * L;
+  int64_t column = 0;
+  const auto put = [&](const V(&sums)[kBlocks]) __attribute__((always_inline)) {
+    for (int b = 0; b < kBlocks; ++b) store(to + b * to_block, sums[b]);
+    to += L;
+    if (++column == width) {
+      column = 0;
+      to += (row - width) * L;
+    }
+  };
+  int64_t p = 0;
+  for (; p + kPixels <= pixels; p += kPixels) {
+    V sums[kPixels][kBlocks];
+    product_tile<kPixels, kBlocks>(x, p, channels, matrix, matrix_block, sums);
+#pragma GCC unroll 16
+    for (int i = 0; i < kPixels; ++i) put(sums[i]);
+  }
+  for (; p < pixels; ++p) {
+    V sums[1][kBlocks];
+    product_tile<1, kBlocks>(x, p, channels, matrix, matrix_block, sums);
+    put(sums[0]);
+  }
+}
+
+template <typename T>
+void product(const MapView<T>& x,
+             int64_t channels,
+             const T* matrix,
+             T* framed,
+             const Frame& frame,
+             int64_t out_blocks) {
+  constexpr int64_t L = kLanes<T>;
+  const int64_t block = frame.pixels() * L;
+  T* to = framed + frame.first() * L;
+  int64_t b = 0;
+  for (; b + 4 <= out_blocks; b += 4) {
+    product_blocks<4>(x, channels, matrix + b * channels * L, to + b * block, block, frame.height,
+                      frame.width, frame.row());
+  }
+  for (; b + 2 <= out_blocks; b += 2) {
+    product_blocks<2>(x, channels, matrix + b * channels * L, to + b * block, block, frame.height,
+                      frame.width, frame.row());
+  }
+  for (; b < out_blocks; ++b) {
+    product_blocks<1>(x, channels, matrix + b * channels * L, to + b * block, block, frame.height,
+                      frame.width, frame.row());
+  }
+}
+
+// kRows channels of a, neighbours in one block, times kBlocks blocks of b.
+template <int kRows, int kBlocks, typename T>
+PFN_INLINE void outer_tile(const T* a,
+                           int64_t a_pixel,
+                           const MapView<T>& b,
+                           const T* b_data,
+                           int64_t pixels,
+                           T* sum,
+                           int64_t sum_row) {
+  using V = lanes_t<T>;
+  constexpr int64_t L = kLanes<T>;
+  // Few pixels at a time go into one running sum, so that its rounding stays small.
+  constexpr int64_t kBand = 256;
+  for (int64_t band = 0; band < pixels; band += kBand) {
+    const int64_t end = pixels < band + kBand ? pixels : band + kBand;
+    V sums[kRows][kBlocks] = {};
+    for (int64_t p = band; p < end; ++p) {
+      V column[kBlocks];
+#pragma GCC unroll 4
+      for (int i = 0; i < kBlocks; ++i) column[i] = load(b_data + p * b.pixel + i * b.block);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const T value = a[p * a_pixel + r];
+#pragma GCC unroll 4
+        for (int i = 0; i < kBlocks; ++i) sums[r][i] += column[i] * value;
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int i = 0; i < kBlocks; ++i) {
+        T* to = sum + r * sum_row + i * L;
+        store(to, load(to) + sums[r][i]);
+      }
+    }
+  }
+}
+
+template <int kBlocks, typename T>
+void outer_rows(const MapView<T>& a,
+                int64_t a_channels,
+                const MapView<T>& b,
+                const T* b_data,
+                int64_t pixels,
+                T* sum,
+                int64_t sum_row) {
+  constexpr int64_t L = kLanes<T>;
+  constexpr int kRows = kSums / kBlocks < L ? kSums / kBlocks : L;
+  for (int64_t k = 0; k < a_channels; k += L) {
+    const T* data = a.data + k / L * a.block;
+    const int64_t count = a_channels - k < L ? a_channels - k : L;
+    int64_t r = 0;
+    for (; r + kRows <= count; r += kRows) {
+      outer_tile<kRows, kBlocks>(data + r, a.pixel, b, b_data, pixels, sum + (k + r) * sum_row,
+                                 sum_row);
+    }
+    for (; r < count; ++r) {
+      outer_tile<1, kBlocks>(data + r, a.pixel, b, b_data, pixels, sum + (k + r) * sum_row,
+                             sum_row);
+    }
+  }
+}
+
+template <typename T>
+void outer(const MapView<T>& a,
+           int64_t a_channels,
+           const MapView<T>& b,
+           int64_t b_blocks,
+           int64_t pixels,
+           T* sum) {
+  constexpr int64_t L = kLanes<T>;
+  const int64_t sum_row = b_blocks * L;
+  int64_t i = 0;
+  for (; i + 4 <= b_blocks; i += 4) {
+    outer_rows<4>(a, a_channels, b, b.data + i * b.block, pixels, sum + i * L, sum_row);
+  }
+  for (; i + 2 <= b_blocks; i += 2) {
+    outer_rows<2>(a, a_channels, b, b.data + i * b.block, pixels, sum + i * L, sum_row);
+  }
+  for (; i < b_blocks; ++i) {
+    outer_rows<1>(a, a_channels, b, b.data + i * b.block, pixels, sum + i * L, sum_row);
+  }
+}
+
+}  // namespace pfn::cpu::PFN_ISA

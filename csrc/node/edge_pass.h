@@ -1,0 +1,157 @@
+// What forward and backward of one edge share: packed weights, folded norms, geometry, scratch.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/image_kernels.h"
+#include "node/arena.h"
+#include "node/node.h"
+
+namespace pfn::node {
+
+using cpu::Frame;
+using cpu::MapView;
+using cpu::Window;
+
+// Numbers past the end of a map that a whole tile may read, though not use.
+constexpr int64_t kSlackPixels = 16;
+
+// A norm as (y - mean) * scale + shift; channels past the last are zero.
+template <typename T>
+struct Folded {
+  std::vector<T> mean, scale, shift;
+};
+
+// A stage with its weights in blocks of lanes.
+template <typename T>
+struct PackedStage {
+  const Stage<T>* stage = nullptr;
+  Window window{1, 1, 1};
+  std::vector<T> taps;        // [in_blocks, size * size, lanes]
+  std::vector<T> matrix;      // [blocks, in_channels, lanes]
+  std::vector<T> transposed;  // [in_blocks, channels, lanes]
+  Folded<T> folded;
+};
+
+template <typename T>
+class EdgePass {
+ public:
+  EdgePass(const Node<T>& node, const Edge<T>& edge)
+      : node_(node),
+        edge_(edge),
+        kernels_(cpu::image_kernels<T>()),
+        lanes_(kernels_.lanes),
+        in_blocks_((edge.channels + lanes_ - 1) / lanes_),
+        blocks_((node.channels + lanes_ - 1) / lanes_),
+        in_pixels_(edge.height * edge.width),
+        pixels_(node.height * node.width) {
+    for (const Branch<T>& branch : edge.branches) {
+      std::vector<PackedStage<T>>& stages = stages_.emplace_back();
+      for (const Stage<T>& stage : branch.stages) {
+        stages.push_back(pack(stage, stages.empty() ? edge.stride : 1));
+        const int64_t reach = stages.back().window.reach();
+        int64_t& border = stages.size() == 1 ? in_border_ : border_;
+        border = reach > border ? reach : border;
+      }
+    }
+  }
+
+ protected:
+  // Frames of relu(x), of the hidden map between two stages, and of a map without any frame.
+  Frame in_frame() const { return {edge_.height, edge_.width, in_border_}; }
+  Frame hidden_frame() const { return {node_.height, node_.width, border_}; }
+  Frame bare() const { return {node_.height, node_.width, 0}; }
+  // Frame of a gradient that a window is turned over.
+  Frame grad_frame(const PackedStage<T>& stage) const {
+    return {node_.height, node_.width, stage.window.reach()};
+  }
+
+  int64_t map_size() const { return blocks_ * pixels_ * lanes_; }
+  int64_t framed_size(const Frame& frame, int64_t blocks) const {
+    return (blocks * frame.pixels() + kSlackPixels) * lanes_;
+  }
+
+  // A channels-last map of one sample, in place where whole vectors allow it, else as a copy.
+  MapView<T> view(const T* map, int64_t channels, int64_t pixels, T* copy) const {
+    if (channels % lanes_ == 0) return {map, lanes_, channels};
+    kernels_.pack(map, copy, channels, pixels);
+    return blocked(copy, pixels);
+  }
+  MapView<T> blocked(const T* map, int64_t pixels) const { return {map, pixels * lanes_, lanes_}; }
+
+  const Norm<T>& last_norm(size_t branch) const {
+    const Branch<T>& b = edge_.branches[branch];
+    return b.kind == Kind::conv ? b.stages.back().norm : b.norm;
+  }
+
+  double rho(const Norm<T>& norm, int64_t channel) const {
+    return 1.0 / std::sqrt(variance(norm)[channel] + norm.eps);
+  }
+  double* mean(const Norm<T>& norm) const {
+    return node_.statistics + norm.index * 2 * node_.channels;
+  }
+  double* variance(const Norm<T>& norm) const { return mean(norm) + node_.channels; }
+
+  // The norm in the number type of the maps; one that does not exist is the identity. What rounding
+  // the mean takes away goes into the shift.
+  Folded<T> fold(const Norm<T>& norm) const {
+    const size_t width = static_cast<size_t>(blocks_ * lanes_);
+    Folded<T> folded{std::vector<T>(width), std::vector<T>(width), std::vector<T>(width)};
+    for (int64_t c = 0; c < node_.channels; ++c) {
+      const size_t at = static_cast<size_t>(c);
+      if (!norm.exists) {
+        folded.scale[at] = T{1};
+        continue;
+      }
+      const double gamma = norm.gamma != nullptr ? static_cast<double>(norm.gamma[c]) : 1.0;
+      const double beta = norm.beta != nullptr ? static_cast<double>(norm.beta[c]) : 0.0;
+      const double scale = gamma * rho(norm, c);
+      folded.mean[at] = static_cast<T>(mean(norm)[c]);
+      folded.scale[at] = static_cast<T>(scale);
+      folded.shift[at] =
+          static_cast<T>(beta + scale * (static_cast<double>(folded.mean[at]) - mean(norm)[c]));
+    }
+    return folded;
+  }
+
+  const Node<T>& node_;
+  const Edge<T>& edge_;
+  const cpu::ImageKernels<T>& kernels_;
+  const int64_t lanes_;
+  const int64_t in_blocks_, blocks_;
+  const int64_t in_pixels_, pixels_;
+  int64_t in_border_ = 0, border_ = 0;
+  std::vector<std::vector<PackedStage<T>>> stages_;  // [branches][stages]
+
+ private:
+  PackedStage<T> pack(const Stage<T>& stage, int64_t stride) const {
+    PackedStage<T> packed;
+    packed.stage = &stage;
+    // Without a depthwise convolution the window is one tap of one.
+    packed.window = {stage.size > 0 ? stage.size : 1, stage.size > 0 ? stage.dilation : 1, stride};
+    const int64_t count = packed.window.size * packed.window.size, in = stage.in_channels;
+    const int64_t in_blocks = (in + lanes_ - 1) / lanes_;
+    packed.taps.resize(static_cast<size_t>(in_blocks * count * lanes_));
+    for (int64_t c = 0; c < in; ++c) {
+      for (int64_t t = 0; t < count; ++t) {
+        packed.taps[place(c / lanes_ * count + t, c % lanes_)] =
+            stage.size > 0 ? stage.taps[c * count + t] : T{1};
+      }
+    }
+    packed.matrix.resize(static_cast<size_t>(blocks_ * in * lanes_));
+    packed.transposed.resize(static_cast<size_t>(in_blocks * node_.channels * lanes_));
+    for (int64_t c = 0; c < node_.channels; ++c) {
+      for (int64_t k = 0; k < in; ++k) {
+        const T value = stage.matrix[c * in + k];
+        packed.matrix[place(c / lanes_ * in + k, c % lanes_)] = value;
+        packed.transposed[place(k / lanes_ * node_.channels + c, k % lanes_)] = value;
+      }
+    }
+    return packed;
+  }
+  size_t place(int64_t row, int64_t lane) const { return static_cast<size_t>(row * lanes_ + lane); }
+};
+
+}  // namespace pfn::node

@@ -1,0 +1,82 @@
+// A fused node: what it is made of, and its forward and backward over a batch. Torch-free.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace pfn::node {
+
+enum class Kind : int64_t { skip = 0, max_pool = 1, mean_pool = 2, conv = 3 };
+
+// A batch norm. Null pointers where it is not affine, or a gradient is not wanted.
+template <typename T>
+struct Norm {
+  bool exists = false;
+  bool is_given = false;  // statistics are an input, not those of the batch
+  int64_t index = 0;      // row of `statistics`
+  double eps = 0.0;
+  const T* gamma = nullptr;  // [channels]
+  const T* beta = nullptr;   // [channels]
+  T* grad_gamma = nullptr;
+  T* grad_beta = nullptr;
+};
+
+// ReLU, depthwise convolution, pointwise convolution, batch norm.
+template <typename T>
+struct Stage {
+  int64_t in_channels = 0;
+  int64_t size = 0;  // of the depthwise window; 0 for none
+  int64_t dilation = 1;
+  const T* taps = nullptr;    // [in_channels, size * size]
+  const T* matrix = nullptr;  // [channels, in_channels]
+  T* grad_taps = nullptr;
+  T* grad_matrix = nullptr;
+  Norm<T> norm;
+};
+
+template <typename T>
+struct Branch {
+  Kind kind = Kind::skip;
+  T weight{};
+  int64_t column = 0;            // its place among the weights
+  std::vector<Stage<T>> stages;  // of a convolution: 1 or 2
+  Norm<T> norm;                  // of a pool
+};
+
+// One input: channels-last [samples, height, width, channels].
+template <typename T>
+struct Edge {
+  const T* x = nullptr;
+  T* grad_x = nullptr;
+  int64_t channels = 0;
+  int64_t height = 0;
+  int64_t width = 0;
+  int64_t stride = 1;
+  std::vector<Branch<T>> branches;
+};
+
+template <typename T>
+struct Node {
+  int64_t samples = 0;
+  int64_t channels = 0;  // of the output, [samples, height, width, channels]
+  int64_t height = 0;
+  int64_t width = 0;
+  std::vector<Edge<T>> edges;
+  double* statistics = nullptr;  // [norms, 2, channels]: mean and biased variance
+};
+
+// Calls the function with ranges that cover 0 to count, on as many threads as the caller likes.
+using Range = std::function<void(int64_t begin, int64_t end)>;
+using Parallel = std::function<void(int64_t count, const Range& run)>;
+
+// y, and the statistics of the batch where they are not given.
+template <typename T>
+void forward(const Node<T>& node, T* y, const Parallel& parallel);
+
+// The gradients that have a place, and those of the weights if `grad_weights` is not null
+// ([columns]). Results do not depend on the number of threads.
+template <typename T>
+void backward(const Node<T>& node, const T* grad, double* grad_weights, const Parallel& parallel);
+
+}  // namespace pfn::node
