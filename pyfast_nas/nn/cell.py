@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyfast_nas.nn.fusion import Recipes, run_alone
 from pyfast_nas.nn.gates import GateOutput
 from pyfast_nas.nn.mixed_op import MixedOp, mix_edges
 from pyfast_nas.nn.primitives import PRIMITIVES, FactorizedReduce, ReLUConvBN
@@ -78,10 +79,14 @@ class Cell(nn.Module):
             )
             for (source, _), names in zip(edge_list(self.nodes), candidates, strict=True)
         )
+        self._recipes = Recipes()
 
     def forward(self, s0: Tensor, s1: Tensor, gate: GateOutput) -> Tensor:
         """Run the cell on the outputs of the two cells before it."""
-        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        states = [
+            run_alone(module, self._recipes.of(place, module), x)
+            for place, (module, x) in enumerate(((self.preprocess0, s0), (self.preprocess1, s1)))
+        ]
         row = 0
         for _ in range(self.nodes):
             edges = [self.edges[row + source] for source in range(len(states))]

@@ -158,9 +158,14 @@ class _DropBlockIdentity:
         self.blocks = blocks
         self.instance = instance
 
+    @property
+    def is_active(self) -> bool:
+        """Whether a pass drops anything."""
+        return self.blocks.seed is not None and self.blocks.rate != 0
+
     def __call__(self, x: Tensor) -> Tensor:
-        blocks = self.blocks
-        if blocks.seed is None or blocks.rate == 0:
+        if not self.is_active:
             return x
+        blocks = self.blocks
         row = _PATHS * self.instance + blocks.path
         return drop_block(x, rate=blocks.rate, block=blocks.block, seed=blocks.seed, row=row)

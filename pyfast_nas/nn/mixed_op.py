@@ -10,9 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from pyfast_nas import ops
 from pyfast_nas.errors import SearchSpaceError
+from pyfast_nas.nn.fusion import FusedCall, Recipes, Term, gather, is_served
 from pyfast_nas.nn.gates import GateOutput, straight_through
 from pyfast_nas.nn.primitives import Zero
 
@@ -22,9 +24,15 @@ __all__ = ["MixedOp", "mix_edges"]
 class MixedOp(nn.Module):
     r"""Sum candidate operations by weight: :math:`y = \sum_k w_k\, o_k(x)`.
 
-    With gradients enabled all outputs are summed in one pass by `pyfast_nas.ops.mixed_sum`; with
+    Candidates that are recognised by their structure (identity, 3x3 pooling, separable, dilated
+    and 1x1 convolutions with their batch norms) run together in one `pyfast_nas.ops.fused_node`,
+    where its kernel serves; it keeps the input and no activation. The others run as modules: with
+    gradients enabled their outputs are summed in one pass by `pyfast_nas.ops.mixed_sum`; with
     gradients disabled they are added up one by one and freed, so the peak memory does not grow
     with their number. A candidate that is not active, or that is ``none``, does not run.
+
+    A candidate with a hook on any of its modules runs as a module, and so does everything under
+    autocast, under `torch.compile` and with ``PYFAST_NAS_KERNELS=reference``.
 
     Args:
         candidates: Modules by name, or a plain sequence of modules (named by their index).
@@ -68,6 +76,7 @@ class MixedOp(nn.Module):
             if isinstance(candidates, Mapping)
             else nn.ModuleList(named.values())
         )
+        self._recipes = Recipes()
 
     @property
     def num_ops(self) -> int:
@@ -81,6 +90,11 @@ class MixedOp(nn.Module):
                 f"MixedOp: candidate must be from 0 to {len(self.names) - 1}, got {index!r:.200}"
             )
         return self.candidates._modules[self.names[index]]
+
+    def term(self, edge: int, index: int) -> Term:
+        """Return candidate number ``index`` as a term of a sum over edges of which this is one."""
+        module = self.candidate(index)
+        return Term(edge, module, self._recipes.of(index, module))
 
     def forward(self, x: Tensor, weights: Tensor, active: Sequence[int] | None = None) -> Tensor:
         """Run the active candidates on ``x`` and sum them by weight.
@@ -147,27 +161,61 @@ def mix_edges(
     if not places:
         return edges[0].candidate(edges[0].is_zero.index(True))(inputs[0])
 
-    outputs = _run(edges, inputs, places)
-    if gate.straight_through:
-        weights = gate.weights.flatten()
-        return functools.reduce(
-            operator.add,
-            (straight_through(y, weights[p]) for y, p in zip(outputs, positions, strict=True)),
-        )
     # An index tensor drops `none` from the sum and still gives its weight a zero gradient.
     where = torch.tensor(positions).to(gate.weights.device, non_blocking=True)
     weights = gate.weights.flatten()[where]
+    if is_served(inputs[0], weights):
+        terms = [edges[index].term(index, candidate) for index, candidate in places]
+        factors = _value_one(weights) if gate.straight_through else weights
+        call = gather(inputs, terms, factors)
+        if call is not None:
+            first = call.run(factors if len(call.places) == len(places) else factors[call.places])
+            if not call.rest:
+                return first
+            weights = weights[call.rest]
+            outputs = _run(edges, inputs, places, call)
+            return _sum(outputs, weights, gate.straight_through, first)
+    return _sum(_run(edges, inputs, places), weights, gate.straight_through)
+
+
+def _sum(
+    outputs: Iterator[Tensor], weights: Tensor, single_paths: bool, first: Tensor | None = None
+) -> Tensor:
+    """Add weighted outputs to ``first``, a sum that nobody else holds, or to nothing."""
+    if single_paths:
+        terms = (
+            straight_through(y, weight) for y, weight in zip(outputs, weights.unbind(), strict=True)
+        )
+        return functools.reduce(operator.add, terms if first is None else (first, *terms))
     if torch.is_grad_enabled():
-        return ops.mixed_sum(list(outputs), weights)
-    return _stream(outputs, weights)
+        total = ops.mixed_sum(list(outputs), weights)
+        return total if first is None else first + total
+    return _stream(outputs, weights, first)
+
+
+def _value_one(weights: Tensor) -> Tensor:
+    """Return factors of value one with the derivatives of ``weights``."""
+    if not weights.requires_grad and forward_ad.unpack_dual(weights).tangent is None:
+        return torch.ones_like(weights)
+    return 1 + (weights - weights.detach())
 
 
 def _run(
-    edges: Sequence[MixedOp], inputs: Sequence[Tensor], places: Sequence[tuple[int, int]]
+    edges: Sequence[MixedOp],
+    inputs: Sequence[Tensor],
+    places: Sequence[tuple[int, int]],
+    call: FusedCall | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the outputs one by one, checked against the first one's shape."""
-    shape = None
-    for index, candidate in places:
+    """Yield the outputs one by one, checked against the first one's shape.
+
+    Args:
+        edges: The edges.
+        inputs: Their inputs.
+        places: (edge, candidate) of everything that runs.
+        call: What ran in a fused node and gave the first shape; the rest is left to run.
+    """
+    shape, like = (None, places[0]) if call is None else (call.size, places[call.places[0]])
+    for index, candidate in places if call is None else [places[k] for k in call.rest]:
         x = inputs[index]
         version = _version(x)
         y = edges[index].candidate(candidate)(x)
@@ -179,7 +227,7 @@ def _run(
         if shape is None:
             shape = y.shape
         elif y.shape != shape:
-            first_edge, first = places[0]
+            first_edge, first = like
             raise SearchSpaceError(
                 f"MixedOp: candidate {edges[index].names[candidate]!r} of edge {index} must give "
                 f"{list(shape)} like {edges[first_edge].names[first]!r} of edge {first_edge}, "
@@ -189,13 +237,16 @@ def _run(
         del y
 
 
-def _stream(outputs: Iterator[Tensor], weights: Tensor) -> Tensor:
+def _stream(outputs: Iterator[Tensor], weights: Tensor, total: Tensor | None = None) -> Tensor:
     """Add up in place, so that only the running sum and one candidate's output are alive."""
     weight = iter(weights.unbind())
-    y = next(outputs)
-    dtype = torch.promote_types(y.dtype, weights.dtype)
-    total = y.to(torch.promote_types(dtype, torch.float32)) * next(weight)
-    del y
+    if total is None:
+        y = next(outputs)
+        dtype = torch.promote_types(y.dtype, weights.dtype)
+        total = y.to(torch.promote_types(dtype, torch.float32)) * next(weight)
+        del y
+    else:
+        dtype = total.dtype
     for y in outputs:
         total.addcmul_(y, next(weight))
         del y

@@ -66,9 +66,15 @@ class SkipConnect(nn.Module):
         super().__init__()
         self.drop_block: Callable[[Tensor], Tensor] | None = None
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether the output is the input as of now; a ``drop_block`` may say ``is_active``."""
+        block = self.drop_block
+        return block is None or not self.training or not getattr(block, "is_active", True)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the input, through ``drop_block`` while training."""
-        return x if self.drop_block is None or not self.training else self.drop_block(x)
+        return x if self.is_identity else self.drop_block(x)
 
 
 class FactorizedReduce(nn.Module):

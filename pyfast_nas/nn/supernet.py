@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pyfast_nas.nn.cell import Cell
+from pyfast_nas.nn.fusion import is_served
 from pyfast_nas.nn.gates import GateOutput, Softmax
 from pyfast_nas.nn.stem import Stem, reduction_cells
 
@@ -158,7 +159,16 @@ class CellSupernet(Supernet):
 
     def mix(self, x: Tensor, gates: Mapping[str, GateOutput]) -> Tensor:
         """Return the class logits under the given gates."""
-        s0, s1 = self.stem(x)
+        served = is_served(x, x)
+        s0, s1 = self.stem(_channels_last(x) if served else x)
+        if served:
+            # The layout of fused nodes: taken on here, it stays through all cells. An image of one
+            # channel has both layouts, and the stem may choose the other one.
+            s0, s1 = (_channels_last(s0),) * 2 if s0 is s1 else map(_channels_last, (s0, s1))
         for cell, table in zip(self.cells, self.tables, strict=True):
             s0, s1 = s1, cell(s0, s1, gates[table])
         return self.classifier(s1.mean((2, 3)))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)

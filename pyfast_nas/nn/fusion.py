@@ -1,0 +1,264 @@
+"""Candidates of modules through one fused node: what may go in, the call, running statistics.
+
+What a fused node cannot take is left to the caller, who runs it as a plain module beside it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as _module
+
+from pyfast_nas import ops
+from pyfast_nas.nn.recognition import NormLayer, Recipe, foreign_leaf, recognise
+
+__all__ = ["FusedCall", "Hint", "Recipes", "Term", "gather", "is_served", "run_alone"]
+
+# How to look at a candidate whose structure alone does not say what it computes: run its children
+# in order ("wrapper"), never ("plain"), or as what it was seen to do (kind, stride).
+Hint = str | tuple[str, int]
+
+
+class Recipes:
+    """The recipes of a list of candidates, looked up again where the structure has changed.
+
+    A copy looks everything up again: recipes hold on to the layers of one model.
+
+    Args:
+        hints: By place; they hold as long as the structure and the settings of the candidate do.
+    """
+
+    __slots__ = ("_hints", "_known")
+
+    def __init__(self, hints: dict[int, Hint] | None = None) -> None:
+        self._hints = dict(hints or {})
+        self._known: dict[int, tuple[nn.Module, Recipe | None]] = {}
+
+    def of(self, place: int, module: nn.Module) -> Recipe | None:
+        """Return the recipe of ``module``, the candidate at ``place``."""
+        known = self._known.get(place)
+        if known is not None:
+            if known[0] is module and (known[1] is None or known[1].is_intact()):
+                return known[1]
+            self._hints.pop(place, None)
+        recipe = self._look_up(self._hints.get(place), module)
+        self._known[place] = module, recipe
+        return recipe
+
+    @staticmethod
+    def _look_up(hint: Hint | None, module: nn.Module) -> Recipe | None:
+        if hint == "plain":
+            return None
+        if isinstance(hint, tuple):
+            return foreign_leaf(module, *hint)
+        return recognise(module, wrappers=hint == "wrapper")
+
+    def __reduce__(self) -> tuple:
+        broken = {
+            place
+            for place, (_, recipe) in self._known.items()
+            if recipe is not None and not recipe.is_intact()
+        }
+        return Recipes, ({place: h for place, h in self._hints.items() if place not in broken},)
+
+
+class Term(NamedTuple):
+    """One candidate that runs.
+
+    Attributes:
+        edge: Which input it reads.
+        module: The candidate.
+        recipe: What it was recognised as, or None.
+    """
+
+    edge: int
+    module: nn.Module
+    recipe: Recipe | None
+
+
+class FusedCall:
+    """What one fused node takes of a sum.
+
+    Attributes:
+        places: Which of the terms it takes.
+        rest: Which of them run as plain modules.
+        size: Shape of what it gives.
+    """
+
+    __slots__ = (
+        *("places", "rest", "_candidates", "_inputs", "_norms", "_seen", "_slots", "_strides"),
+        "size",
+    )
+
+    def __init__(self) -> None:
+        self.places: list[int] = []
+        self.rest: list[int] = []
+        self._candidates: list[ops.Candidate] = []
+        self._inputs: list[Tensor] = []
+        self._strides: list[int] = []
+        self._slots: dict[tuple[int, int], int] = {}  # (edge, stride) -> input of the node
+        self._norms: list[NormLayer | None] = []  # by row of statistics: what they move
+        self._seen: set[Recipe] = set()
+        self.size: tuple[int, ...] | None = None
+
+    def take(self, place: int, recipe: Recipe, edge: int, x: Tensor) -> bool:
+        """Take a term if its layers are in a state that is served, and say so."""
+        # A module that runs twice moves its statistics twice, one time after the other.
+        if recipe in self._seen:
+            return False
+        slot = self._slots.get((edge, recipe.stride), len(self._inputs))
+        candidate = recipe.read(slot, self._norms)
+        if candidate is None:
+            return False
+        if slot == len(self._inputs):
+            self._slots[edge, recipe.stride] = slot
+            self._inputs.append(x)
+            self._strides.append(recipe.stride)
+        self._seen.add(recipe)
+        self._candidates.append(candidate)
+        self.places.append(place)
+        return True
+
+    def fits(self, recipe: Recipe, x: Tensor) -> bool:
+        """Say whether a candidate takes this input and gives the shape that the others give."""
+        samples, channels, height, width = x.shape
+        stride = recipe.stride
+        size = (
+            *(samples, recipe.out_channels or channels),
+            *(-(-height // stride), -(-width // stride)),
+        )
+        if self.size is None:
+            self.size = size
+        return size == self.size and recipe.in_channels in (None, channels)
+
+    @property
+    def tracks(self) -> bool:
+        """Whether running statistics move."""
+        return any(self._norms)
+
+    def run(self, weights: Tensor) -> Tensor:
+        """Return the weighted sum, and move the running statistics of what ran."""
+        y, statistics = ops.fused_node(self._inputs, weights, self._candidates, self._strides)
+        if self.tracks:
+            _track(statistics, self._norms, y.shape[0] * y.shape[2] * y.shape[3])
+        return y
+
+
+def is_served(x: Tensor, weights: Tensor) -> bool:
+    """Say whether a fused node serves this call at all.
+
+    Under autocast candidates choose their dtypes one by one; a trace wants plain operations; a
+    global hook wants to see every module.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and x.dtype is weights.dtype
+        and ops.serves_fused_node(x)
+        and weights.device == x.device
+        and x.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._get_tracing_state() is None
+        and not (
+            _module._global_forward_hooks
+            or _module._global_forward_pre_hooks
+            or _module._global_backward_hooks
+            or _module._global_backward_pre_hooks
+        )
+    )
+
+
+def gather(xs: Sequence[Tensor], terms: Sequence[Term], weights: Tensor) -> FusedCall | None:
+    """Return what one fused node takes of a sum, or None where that is nothing.
+
+    A term weighted by exactly zero runs nowhere if nobody can tell: neither its weight nor its
+    parameters get a gradient, and it moves no running statistics.
+
+    Args:
+        xs: Inputs of the edges.
+        terms: Everything that runs; zeros are left out.
+        weights: One weight for each term.
+    """
+    call = FusedCall()
+    zeros = _zero_places(weights)
+    idle = []
+    for place, (edge, module, recipe) in enumerate(terms):
+        x = xs[edge]
+        if recipe is None or x.dim() != 4 or not recipe.is_replaceable():
+            call.rest.append(place)
+        elif recipe.kind == "zero":
+            continue
+        elif x.dtype is not weights.dtype or not call.fits(recipe, x):
+            return None  # the plain modules say what is wrong
+        elif place in zeros and not recipe.tracks() and not _learns(module):
+            idle.append((place, recipe, edge, x))
+        elif not call.take(place, recipe, edge, x):
+            call.rest.append(place)
+    if idle and not call.places and not call.rest:
+        call.take(*idle[0])  # somebody has to say what shape the zeros have
+    if not call.places or (call.tracks and torch._C._are_functorch_transforms_active()):
+        return None
+    return call
+
+
+def run_alone(module: nn.Module, recipe: Recipe | None, x: Tensor) -> Tensor:
+    """Run one module, through a fused node of its own where it is recognised and served."""
+    if recipe is not None and is_served(x, x):
+        weights = x.new_ones(1)
+        call = gather([x], [Term(0, module, recipe)], weights)
+        if call is not None:
+            return call.run(weights)
+    return module(x)
+
+
+def _zero_places(weights: Tensor) -> frozenset[int]:
+    """Return where a weight is exactly zero and no derivative of it is asked for."""
+    if (
+        type(weights) is not Tensor  # without values, perhaps
+        or weights.requires_grad
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    ):
+        return frozenset()
+    return frozenset(place for place, value in enumerate(weights.tolist()) if value == 0)
+
+
+def _learns(module: nn.Module) -> bool:
+    return torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
+
+
+@torch.no_grad()
+def _track(statistics: Tensor, norms: Sequence[NormLayer | None], values: int) -> None:
+    """Move running statistics as `torch.nn.BatchNorm2d` does: unbiased variance, one more batch.
+
+    Args:
+        statistics: Mean and biased variance of every norm, ``[norms, 2, C]``.
+        norms: For each of them the layer that it moves, or None.
+        values: Values per channel that they were taken over.
+    """
+    rows = [row for row, layer in enumerate(norms) if layer is not None]
+    layers = [norms[row] for row in rows]
+    counters = [layer.buffers["num_batches_tracked"] for layer in layers]
+    if counted := [counter for counter in counters if counter is not None]:
+        torch._foreach_add_(counted, 1)
+    if len(rows) < len(norms):
+        statistics = statistics[rows]
+    momenta = [_momentum(*pair) for pair in zip(layers, counters, strict=True)]
+    momentum: float | Tensor = momenta[0]
+    if momenta.count(momentum) < len(momenta):
+        momentum = statistics.new_tensor(momenta).view(-1, 1, 1)
+    running = [layer.buffers[name] for layer in layers for name in ("running_mean", "running_var")]
+    # torch moves them in double precision too, whatever their dtype.
+    before = torch.stack(running).to(statistics.dtype).view(statistics.shape)
+    unbiased = statistics.new_tensor([1.0, values / (values - 1)]).view(1, 2, 1)
+    after = before * (1 - momentum) + statistics * (unbiased * momentum)
+    torch._foreach_copy_(running, list(after.to(running[0].dtype).view(len(running), -1).unbind()))
+
+
+def _momentum(layer: NormLayer, counter: Tensor | None) -> float:
+    """Return the weight of this batch: of all batches so far alike where momentum is None."""
+    momentum = layer.own["momentum"]
+    if momentum is not None:
+        return momentum
+    return 0.0 if counter is None else 1.0 / float(counter)

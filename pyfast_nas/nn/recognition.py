@@ -1,0 +1,395 @@
+"""What a candidate computes, read off its structure: module trees to candidates of a fused node.
+
+Layers of `torch.nn` and the order in which they are held decide, never the name of a model's own
+class. Nothing is run here.
+"""
+
+import dataclasses
+import operator
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pyfast_nas.nn.primitives import SkipConnect, Zero
+from pyfast_nas.ops import Candidate, Norm, Stage
+
+__all__ = ["NormLayer", "Recipe", "foreign_leaf", "foreign_settings", "recognise"]
+
+# Settings of a layer that say what it computes beside its tensors. They are compared at every
+# call: whoever changes a stride afterwards gets the plain module.
+_SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode"),
+    nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    nn.AvgPool2d: (
+        *("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
+        "divisor_override",
+    ),
+    nn.ReLU: ("inplace",),
+    nn.BatchNorm2d: (),
+    nn.Identity: (),
+    SkipConnect: (),
+    Zero: ("stride",),
+}
+_OWN_KEYS = frozenset(nn.Module().__dict__)
+# Values that cannot change without being replaced.
+_FIXED = (int, float, str, tuple, type(None), torch.dtype)
+_hooks = operator.itemgetter(
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+)
+_norm_state = operator.itemgetter("training", "track_running_stats", "eps")
+_norm_buffers = operator.itemgetter("running_mean", "running_var")
+
+
+class NormLayer:
+    """A `BatchNorm2d` as a fused node sees it."""
+
+    __slots__ = ("buffers", "channels", "own", "parameters")
+
+    def __init__(self, layer: nn.BatchNorm2d) -> None:
+        self.own = layer.__dict__
+        self.parameters = layer._parameters
+        self.buffers = layer._buffers
+        self.channels = layer.num_features
+
+    def tracks(self) -> bool:
+        """Say whether a pass as of now moves the running statistics."""
+        training, tracks, _ = _norm_state(self.own)
+        return training and tracks and self.buffers["running_mean"] is not None
+
+    def read(self, rows: "list[NormLayer | None]") -> Norm | None:
+        """Return the norm as of now, or None where it is in a state that torch has no use for.
+
+        Args:
+            rows: Gets one entry: this layer if the pass moves its running statistics, else None.
+        """
+        training, tracks, eps = _norm_state(self.own)
+        gamma, beta = self.parameters.get("weight"), self.parameters.get("bias")
+        mean, var = _norm_buffers(self.buffers)
+        if (gamma is None) != (beta is None) or (mean is None) != (var is None):
+            return None
+        if training or mean is None:
+            rows.append(self if training and tracks and mean is not None else None)
+            return Norm(gamma, beta, None, None, eps)
+        rows.append(None)
+        return Norm(gamma, beta, mean, var, eps)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _StageLayers:
+    """One stage of a convolution candidate: where its tensors are found."""
+
+    depthwise: dict | None  # parameters of the layer, or None without one
+    pointwise: dict
+    norm: NormLayer
+    dilation: int
+
+    def read(self, rows: list[NormLayer | None]) -> Stage | None:
+        taps = None if self.depthwise is None else _only_weight(self.depthwise)
+        matrix = _only_weight(self.pointwise)
+        norm = self.norm.read(rows)
+        if matrix is None or norm is None or (taps is None) != (self.depthwise is None):
+            return None
+        return Stage(taps, matrix, norm, self.dilation)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Recipe:
+    """A recognised candidate. It owns no tensor: they are read from the layers at each call.
+
+    Attributes:
+        module: The candidate.
+        kind: As in `pyfast_nas.ops.Candidate`, or ``"zero"``.
+        stride: 1 or 2.
+        in_channels: Channels it takes; None for any number.
+        out_channels: Channels it gives; None for as many as it takes.
+        certain: Whether structure alone says what it computes. Without it, a module with a
+            ``forward`` of its own is taken to run its children in order, which must be verified.
+    """
+
+    module: nn.Module
+    kind: str
+    stride: int = 1
+    in_channels: int | None = None
+    out_channels: int | None = None
+    certain: bool = True
+    stages: tuple[_StageLayers, ...] = ()
+    norm: NormLayer | None = None
+    skip: SkipConnect | None = None
+    parts: tuple[dict, ...] = ()
+    children: tuple[tuple[dict, tuple[nn.Module, ...]], ...] = ()
+    settings: tuple[tuple[dict, Callable, object], ...] = ()
+
+    def is_intact(self) -> bool:
+        """Say whether the structure is still that which was recognised."""
+        for modules, before in self.children:
+            if tuple(modules.values()) != before:
+                return False
+        try:
+            return all(read(own) == before for own, read, before in self.settings)
+        except KeyError:
+            return False
+
+    def is_replaceable(self) -> bool:
+        """Say whether nobody looks on inside: no hook, no ``forward`` set on an instance.
+
+        A skip connection with a DropBlock at work is no identity.
+        """
+        for own in self.parts:
+            if any(_hooks(own)) or "forward" in own:
+                return False
+        return self.skip is None or self.skip.is_identity
+
+    def read(self, edge: int, rows: list[NormLayer | None]) -> Candidate | None:
+        """Return the candidate with the tensors of now, or None where one is missing.
+
+        Args:
+            edge: Which input of the node it reads.
+            rows: Gets one entry for each norm, in the order of the statistics of the node.
+        """
+        start = len(rows)
+        if self.kind == "conv":
+            stages = tuple(stage.read(rows) for stage in self.stages)
+            if None not in stages:
+                return Candidate("conv", edge, stages)
+        elif self.norm is None:
+            return Candidate(self.kind, edge)
+        elif (norm := self.norm.read(rows)) is not None:
+            return Candidate(self.kind, edge, (), norm)
+        del rows[start:]
+        return None
+
+    def tracks(self) -> bool:
+        """Say whether a pass as of now moves running statistics."""
+        norms = [stage.norm for stage in self.stages] + ([self.norm] if self.norm else [])
+        return any(norm.tracks() for norm in norms)
+
+
+def recognise(module: nn.Module, *, wrappers: bool = False) -> Recipe | None:
+    """Return what ``module`` computes as a candidate of a fused node, or None if that is unknown.
+
+    Known are the identity, 3x3 pooling with or without a batch norm, and one or two stages of
+    ReLU, depthwise convolution, 1x1 convolution and batch norm, or one without the depthwise
+    convolution. They may lie in nested `nn.Sequential` modules.
+
+    Args:
+        module: A candidate operation.
+        wrappers: Whether a module with a ``forward`` of its own may be taken to run its children
+            in order. Such a recipe is not ``certain``.
+
+    Example:
+        >>> recipe = recognise(nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.BatchNorm2d(4)))
+        >>> recipe.kind, recipe.stride, recipe.in_channels
+        ('max_pool', 2, 4)
+        >>> recognise(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))) is None
+        True
+    """
+    tree: list[nn.Module] = []
+    layers = _layers(module, wrappers, tree)
+    if layers is None:
+        return None
+    kind, recipe = _match(layers)
+    if kind is None:
+        return None
+    return Recipe(module, kind, **recipe, **_watch(tree))
+
+
+def foreign_leaf(module: nn.Module, kind: str, stride: int) -> Recipe:
+    """Return the recipe of a module without parts that was seen to be an identity or zero.
+
+    Args:
+        module: A module with no children, parameters or buffers.
+        kind: ``"skip"`` or ``"zero"``.
+        stride: Of a zero.
+    """
+    return Recipe(module, kind, stride, **_watch([module]) | {"certain": False})
+
+
+def _layers(module: nn.Module, wrappers: bool, tree: list[nn.Module]) -> list[nn.Module] | None:
+    """Return the layers that run one after another, or None where that cannot be known.
+
+    Args:
+        module: Root of the tree.
+        wrappers: As in `recognise`.
+        tree: Gets every module that was looked at.
+    """
+    tree.append(module)
+    if type(module) in _SETTINGS:
+        return [] if type(module) is nn.Identity else [module]
+    runs_in_order = isinstance(module, nn.Sequential) and (
+        type(module).forward is nn.Sequential.forward
+    )
+    if not runs_in_order and not (wrappers and _is_wrapper(module)):
+        return None
+    layers: list[nn.Module] = []
+    for child in module.children():
+        inner = _layers(child, wrappers, tree)
+        if inner is None:
+            return None
+        layers += inner
+    return layers
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    """Say whether nothing but its children and its settings can tell what a module computes."""
+    return (
+        bool(module._modules)
+        and not module._parameters
+        and not module._buffers
+        and all(isinstance(value, _FIXED) for value in foreign_settings(module).values())
+    )
+
+
+def foreign_settings(module: nn.Module) -> dict[str, object]:
+    """Return what a module's own class keeps on it beside parameters, buffers and children."""
+    return {key: value for key, value in module.__dict__.items() if key not in _OWN_KEYS}
+
+
+def _watch(tree: Sequence[nn.Module]) -> dict[str, object]:
+    """Return what to look at later, to see that the structure is still the same."""
+    settings = []
+    certain = True
+    for module in tree:
+        known = _SETTINGS.get(type(module))
+        if known is None and not isinstance(module, nn.Sequential):
+            certain = False
+            known = tuple(foreign_settings(module))
+        if known:
+            read = operator.itemgetter(*known)
+            settings.append((module.__dict__, read, read(module.__dict__)))
+    return {
+        "certain": certain,
+        "parts": tuple(module.__dict__ for module in tree),
+        "children": tuple((m._modules, tuple(m._modules.values())) for m in tree if m._modules),
+        "settings": tuple(settings),
+    }
+
+
+def _match(layers: list[nn.Module]) -> tuple[str | None, dict[str, object]]:
+    """Return the kind of candidate that the layers are, and the fields of its recipe."""
+    if not layers:
+        return "skip", {}
+    first = layers[0]
+    if len(layers) == 1 and isinstance(first, SkipConnect):
+        return "skip", {"skip": first}
+    if len(layers) == 1 and isinstance(first, Zero):
+        return "zero", {"stride": first.stride}
+    if isinstance(first, nn.MaxPool2d | nn.AvgPool2d):
+        return _match_pool(layers)
+    return _match_convolutions(layers)
+
+
+def _match_pool(layers: list[nn.Module]) -> tuple[str | None, dict[str, object]]:
+    pool, *rest = layers
+    stride = _pair(pool.stride)
+    fits = (
+        _pair(pool.kernel_size) == (3, 3)
+        and _pair(pool.padding) == (1, 1)
+        and stride in ((1, 1), (2, 2))
+        and not pool.ceil_mode
+    )
+    if isinstance(pool, nn.MaxPool2d):
+        kind = "max_pool"
+        fits = fits and _pair(pool.dilation) == (1, 1) and not pool.return_indices
+    else:
+        kind = "avg_pool"
+        fits = fits and not pool.count_include_pad and pool.divisor_override is None
+    if not fits or len(rest) > 1:
+        return None, {}
+    recipe: dict[str, object] = {"stride": stride[0]}
+    if rest:
+        if not isinstance(rest[0], nn.BatchNorm2d):
+            return None, {}
+        norm = NormLayer(rest[0])
+        recipe |= {"norm": norm, "in_channels": norm.channels, "out_channels": norm.channels}
+    return kind, recipe
+
+
+def _match_convolutions(layers: list[nn.Module]) -> tuple[str | None, dict[str, object]]:
+    stages: list[_StageLayers] = []
+    strides: list[int] = []
+    channels: list[int] = []
+    at = 0
+    while at < len(layers):
+        length = 4 if at + 3 < len(layers) and isinstance(layers[at + 3], nn.BatchNorm2d) else 3
+        found = _match_stage(layers[at : at + length])
+        if found is None or len(stages) == 2:
+            return None, {}
+        stage, stride, widths = found
+        if channels and channels[-1] != widths[0]:
+            return None, {}
+        stages.append(stage)
+        strides.append(stride)
+        channels += widths
+        at += length
+    # A stride in the second stage, and another width between the two, are not served.
+    if strides[1:] not in ([], [1]) or channels[1] != channels[-1]:
+        return None, {}
+    return "conv", {
+        "stages": tuple(stages),
+        "stride": strides[0],
+        "in_channels": channels[0],
+        "out_channels": channels[-1],
+    }
+
+
+def _match_stage(layers: list[nn.Module]) -> tuple[_StageLayers, int, list[int]] | None:
+    """Match ReLU, perhaps depthwise, pointwise, norm: the stage, its stride, channels in and out.
+
+    A ReLU that works in place is served where it reads what nobody else does; whether it is the
+    first one is for the caller, who knows who else reads its input.
+    """
+    if not isinstance(layers[0], nn.ReLU) or not isinstance(layers[-1], nn.BatchNorm2d):
+        return None
+    *depthwise, pointwise = layers[1:-1] or [None]
+    if len(depthwise) > 1 or not all(
+        isinstance(conv, nn.Conv2d) and conv.bias is None and conv.padding_mode == "zeros"
+        for conv in (*depthwise, pointwise)
+    ):
+        return None
+    strided = (*depthwise, pointwise)[0]
+    if (
+        pointwise.kernel_size != (1, 1)
+        or pointwise.groups != 1
+        or _padding(pointwise) != (0, 0)
+        or strided.stride not in ((1, 1), (2, 2))
+        or (depthwise and pointwise.stride != (1, 1))
+        or pointwise.out_channels != layers[-1].num_features
+    ):
+        return None
+    dilation = 1
+    for conv in depthwise:
+        size, dilation = conv.kernel_size[0], conv.dilation[0]
+        reach = dilation * (size - 1) // 2
+        if (
+            conv.kernel_size != (size, size)
+            or size % 2 == 0
+            or conv.dilation != (dilation, dilation)
+            or _padding(conv) != (reach, reach)
+            or not conv.in_channels == conv.out_channels == conv.groups == pointwise.in_channels
+        ):
+            return None
+    stage = _StageLayers(
+        depthwise[0]._parameters if depthwise else None,
+        pointwise._parameters,
+        NormLayer(layers[-1]),
+        dilation,
+    )
+    return stage, strided.stride[0], [strided.in_channels, pointwise.out_channels]
+
+
+def _padding(conv: nn.Conv2d) -> tuple[int, int]:
+    if conv.padding == "valid":
+        return 0, 0
+    if conv.padding == "same":  # which torch allows at stride 1 only
+        return tuple(d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
+    return conv.padding
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, ...]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _only_weight(parameters: dict) -> Tensor | None:
+    """Return the weight, if the layer has one and no bias."""
+    return parameters.get("weight") if parameters.get("bias") is None else None
