@@ -22,7 +22,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -p no:benchmark
 TIMED := @start=$$(date +%s);
 TOOK = echo "set-up: $(1) took $$(( $$(date +%s) - start )) s"
 
-.PHONY: search test test-long bench lint format clean
+.PHONY: search test test-long asan bench lint format clean
 
 search: $(KERNELS)
 	@$(BIN)/pyfast-nas search $(ARGS)
@@ -33,6 +33,12 @@ test: $(READY_DEV) $(KERNELS)
 # What does not fit into the quick suite: searches on the real data, statistics at full size.
 test-long: $(READY_DEV) $(KERNELS)
 	$(PYTEST) -m long --timeout 1200 $(ARGS)
+	@$(MAKE) --no-print-directory asan ARGS=
+
+# The operators' tests on CPU kernels built with the address and undefined-behaviour sanitizers, in
+# build/sanitized/. The longer suite holds the mistakes that they must report.
+asan: $(READY_DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.sanitizers $(ARGS)
 
 bench: $(READY_DEV) $(KERNELS)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)

@@ -369,6 +369,7 @@ print(bool((torch.empty(200).view(torch.uint8) == 0xAA).all()), digest.hexdigest
 """
 
 
+@pytest.mark.unsanitized("its allocator is not the C library's")
 @pytest.mark.promise("G5")
 @pytest.mark.promise("M4")
 def test_other_processes_and_other_memory_give_the_same_bytes(kernels):
