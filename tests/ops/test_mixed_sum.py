@@ -353,6 +353,7 @@ fingerprint = [t.detach().view(torch.int32).long().sum().item() for t in results
 """
 
 
+@pytest.mark.unsanitized("the other process chooses its own instruction set")
 @pytest.mark.promise("D1")
 def test_another_process_computes_the_same_bits(kernels):
     threads, here = torch.get_num_threads(), {"torch": torch, "ops": ops}
@@ -406,20 +407,49 @@ def test_two_threads_get_the_results_of_one(kernels):
     assert not wrong
 
 
-class SumsInWorker(torch.utils.data.Dataset):
+class CallsInWorker(torch.utils.data.Dataset):
+    """Element i: sums of i and i, and a pick out of four."""
+
     def __len__(self) -> int:
         return 4
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return ops.mixed_sum([torch.full((50_000,), float(index))] * 2, torch.ones(2))
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        y = ops.mixed_sum([torch.full((50_000,), float(index))] * 2, torch.ones(2))
+        logits = torch.full((5_000, 4), -1e4).index_fill_(1, torch.tensor(index), 1e4)
+        return y, ops.gumbel_topk(logits, 1, tau=1.0, seed=torch.tensor([1, index]))[1]
 
 
-def test_dataloader_workers_may_call_it(backend):
+@pytest.mark.promise("K22")
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_dataloader_workers_may_call_operators(start, kernels):
     ops.mixed_sum(*make((50_000,), 2)[:2])  # threads of this process have run before the fork
-    loader = torch.utils.data.DataLoader(SumsInWorker(), num_workers=1, timeout=30)
-    assert [float(batch[0, 0]) for batch in loader] == [0.0, 2.0, 4.0, 6.0]
+    loader = torch.utils.data.DataLoader(
+        CallsInWorker(), batch_size=None, num_workers=1, timeout=30, multiprocessing_context=start
+    )
+    for index, (y, picks) in enumerate(loader):
+        assert (y == 2 * index).all() and (picks == index).all()
+    assert index == 3
 
 
+FORK = """
+import os, torch
+from pyfast_nas import ops
+torch.set_num_threads(1)
+xs = [torch.ones(200_000)] * 3
+want = ops.mixed_sum(xs, torch.ones(3))
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(ops.mixed_sum(xs, torch.ones(3)), want) else 3)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.promise("K22")
+def test_a_bare_fork_with_one_thread_does_not_hang(kernels):
+    assert subprocess.run([sys.executable, "-c", FORK], timeout=30, check=False).returncode == 0
+
+
+@pytest.mark.promise("K23")
 def test_memory_is_the_output_and_nothing_of_the_size_of_all_candidates(kernels):
     xs, weights, grad = make((100_000,), 8)
     leaf = weights.requires_grad_()
