@@ -38,7 +38,8 @@ KINDS = ("auto", "none", "cpu", "cuda")
 
 # torch 2.10 and Python 3.11 are the oldest that one library serves.
 _STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030b0000"]
-_WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+# -Wconversion: no 32-bit number ever takes a size or an offset.
+_WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
 _COMMON = ["-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast"]
 _ISA_FLAGS = {
     "plain": [],

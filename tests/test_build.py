@@ -74,6 +74,21 @@ def test_failed_compile_under_auto_leaves_a_record(tmp_path: Path, monkeypatch) 
         build.build_library(tmp_path / "out", kind="cpu")
 
 
+@needs_compiler
+@pytest.mark.promise("K12a")
+@pytest.mark.parametrize("folder", ["cpu", "node", "registration"])
+def test_an_offset_in_32_bits_does_not_compile(tmp_path: Path, monkeypatch, folder: str) -> None:
+    sources = tmp_path / "csrc"
+    (sources / folder).mkdir(parents=True)
+    kernel = "inline int last(long long numel) {{ return {}; }}\n"
+    (sources / folder / "narrow.cpp").write_text(kernel.format("numel - 1"))
+    monkeypatch.setattr(build, "SOURCES", sources)
+    with pytest.raises(build.BuildError, match="conversion from"):
+        build.build_library(tmp_path / "out", kind="cpu")
+    (sources / folder / "narrow.cpp").write_text(kernel.format("numel > 1"))
+    build.build_library(tmp_path / "out", kind="cpu")
+
+
 @needs_nvcc
 @pytest.mark.promise("B6")
 @pytest.mark.timeout(300)
