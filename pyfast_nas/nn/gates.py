@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from pyfast_nas import ops
+from pyfast_nas.ops.inner_product import inner_product
 
 __all__ = ["Gate", "GateOutput", "GumbelSoftmax", "GumbelTopK", "Softmax", "straight_through"]
 
@@ -178,7 +179,8 @@ def straight_through(y: Tensor, weight: Tensor) -> Tensor:
     The value is ``y`` to the bit. Derivatives of every order are those of
     :math:`y\,(1 + q - \mathrm{sg}(q))` with :math:`q` the weight, so
     :math:`\partial L/\partial q = \langle \partial L/\partial y, y\rangle`, accumulated in at
-    least single precision. A weight that needs no gradient costs nothing.
+    least single precision and, where compiled kernels serve, in an order that does not depend on
+    the number of threads. A weight that needs no gradient costs nothing.
 
     Args:
         y: Output of the one candidate that ran.
@@ -220,7 +222,7 @@ class _StraightThrough(Function):
     def backward(ctx, grad: Tensor):
         y, weight = ctx.saved_tensors
         grad_y = straight_through(grad, weight) if ctx.needs_input_grad[0] else None
-        return grad_y, _dot(grad, y, weight.dtype)
+        return grad_y, inner_product(grad, y).to(weight.dtype)
 
     @staticmethod
     def jvp(ctx, y_tangent: Tensor | None, weight_tangent: Tensor | None) -> Tensor:
@@ -229,12 +231,6 @@ class _StraightThrough(Function):
             return y_tangent.view_as(y_tangent)
         scaled = y * weight_tangent.to(y.dtype)
         return scaled if y_tangent is None else y_tangent + scaled
-
-
-def _dot(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """<a, b> over all elements: a half-precision product would overflow, so it is widened first."""
-    wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    return (a.to(wide) * b.to(wide)).sum().to(dtype)
 
 
 def _given(seed: Tensor | None, name: str) -> Tensor:

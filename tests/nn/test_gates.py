@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.func import grad, hessian, jvp, vmap
 
-from pyfast_nas import ops
+from pyfast_nas import _ext, ops
 from pyfast_nas.nn.gates import (
     GateOutput,
     GumbelSoftmax,
@@ -110,6 +110,39 @@ def test_half_precision_gradient_is_summed_wide():
     out.backward(torch.ones_like(out))
     assert q.grad.item() == 140_000.0  # beyond the largest float16
     assert torch.equal(y.grad, torch.ones_like(y))
+
+
+@pytest.mark.promise("D1")
+def test_threads_change_no_bit_of_the_gradient():
+    if "reference" in _ext.kernels_in_use().values():
+        pytest.skip("torch's own sums depend on the number of threads")
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(1_000_003, generator=generator)
+    upstream = torch.randn(1_000_003, generator=generator)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 4):
+            torch.set_num_threads(count)
+            q = torch.tensor(0.5, requires_grad=True)
+            straight_through(y, q).backward(upstream)
+            results.append(q.grad)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(result, results[0]) for result in results)
+    terms = y.double() * upstream.double()
+    # Products are rounded once and added up in lanes of a few hundred.
+    assert abs(results[0].double() - terms.sum()) <= 100 * 2**-24 * terms.square().sum().sqrt()
+
+
+def test_kernels_and_reference_agree_on_every_derivative():
+    results = []
+    for mode in ("auto", "reference"):
+        with _ext.use(mode):
+            y, q = sample()
+            first = torch.autograd.grad(loss(straight_through, y, q), (y, q), create_graph=True)
+            second = torch.autograd.grad(first[1] + first[0].sum(), (y, q))
+            results.append([*first, *second])
+    torch.testing.assert_close(*results, **FLOAT64)
 
 
 def test_straight_through_compiles():
