@@ -214,12 +214,13 @@ void products(
 }
 
 template <typename T>
-void mask_and_dots(T* grad,
+void mask_and_dots(const T* grad,
                    const T* framed,
                    const Frame& frame,
                    const T* y,
                    const T* mean,
                    int64_t blocks,
+                   T* out,
                    double* sum,
                    double* dot) {
   using V = lanes_t<T>;
@@ -231,15 +232,56 @@ void mask_and_dots(T* grad,
     const T* h = framed + (b * frame.pixels() + frame.first()) * L;
     for (int64_t r = 0; r < frame.height; ++r, h += frame.row() * L) {
       V total{}, product{};
-      for (int64_t c = 0; c < frame.width; ++c, grad += L, y += L) {
+      for (int64_t c = 0; c < frame.width; ++c, grad += L, y += L, out += L) {
         const V open = load(h + c * L), g = load(grad);
         const V kept = open <= V{} ? V{} : g;
-        store(grad, kept);
         total += kept;
         product += kept * (load(y) - m);
+        store(out, kept);
       }
       add_lanes(total, sum + b * L);
       add_lanes(product, dot + b * L);
+    }
+  }
+}
+
+template <int kCount, typename T>
+void combine_some(const MapView<T>* terms,
+                  const T* const* scale,
+                  const T* const* mean,
+                  const T* shift,
+                  T* out,
+                  int64_t channels,
+                  int64_t pixels,
+                  bool adds) {
+  using V = lanes_t<T>;
+  constexpr int64_t L = kLanes<T>;
+  for (int64_t c = 0, b = 0; c < channels; c += L, ++b) {
+    const int64_t left = channels - c < L ? channels - c : L;
+    const T* from[kCount];
+    int64_t step[kCount];
+    V a[kCount], m[kCount];
+    for (int t = 0; t < kCount; ++t) {
+      from[t] = terms[t].data + b * terms[t].block;
+      step[t] = terms[t].pixel;
+      a[t] = load(scale[t] + c);
+      m[t] = load(mean[t] + c);
+    }
+    const V start = load(shift + c);
+    T* to = out + c;
+    for (int64_t p = 0; p < pixels; ++p, to += channels) {
+      V sum = start;
+      if (adds) sum += left == L ? load(to) : load_some(to, left);
+#pragma GCC unroll 8
+      for (int t = 0; t < kCount; ++t) {
+        sum += a[t] * (load(from[t]) - m[t]);
+        from[t] += step[t];
+      }
+      if (left == L) {
+        store(to, sum);
+      } else {
+        store_some(to, sum, left);
+      }
     }
   }
 }
@@ -254,29 +296,21 @@ void combine(const MapView<T>* terms,
              int64_t channels,
              int64_t pixels,
              bool adds) {
-  using V = lanes_t<T>;
-  constexpr int64_t L = kLanes<T>;
-  for (int64_t c = 0, b = 0; c < channels; c += L, ++b) {
-    const int64_t left = channels - c < L ? channels - c : L;
-    const T* from[kMaxTerms];
-    V a[kMaxTerms], m[kMaxTerms];
-    for (int t = 0; t < count; ++t) {
-      from[t] = terms[t].data + b * terms[t].block;
-      a[t] = load(scale[t] + c);
-      m[t] = load(mean[t] + c);
-    }
-    const V start = load(shift + c);
-    T* to = out + c;
-    for (int64_t p = 0; p < pixels; ++p, to += channels) {
-      V sum = start;
-      for (int t = 0; t < count; ++t) sum += a[t] * (load(from[t] + p * terms[t].pixel) - m[t]);
-      if (left == L) {
-        store(to, adds ? load(to) + sum : sum);
-      } else {
-        store_some(to, adds ? load_some(to, left) + sum : sum, left);
-      }
-    }
+#define PFN_CASE(COUNT) \
+  case COUNT:           \
+    return combine_some<COUNT>(terms, scale, mean, shift, out, channels, pixels, adds);
+  switch (count) {
+    PFN_CASE(1)
+    PFN_CASE(2)
+    PFN_CASE(3)
+    PFN_CASE(4)
+    PFN_CASE(5)
+    PFN_CASE(6)
+    PFN_CASE(7)
+    default:
+      PFN_CASE(8)
   }
+#undef PFN_CASE
 }
 
 template <typename T>

@@ -95,19 +95,15 @@ struct ImageKernels {
 
   // out[co] = sum_ci matrix[ci][co] x[ci]: matrix [out_blocks][channels][lanes]; the result is
   // written inside the frame.
-  void (*product)(const MapView<T>& x,
+  void (*product)(const T* x,
                   int64_t channels,
                   const T* matrix,
                   T* framed,
                   const Frame& frame,
                   int64_t out_blocks);
   // sum += a b^T over pixels: [a_channels][b_blocks * lanes].
-  void (*outer)(const MapView<T>& a,
-                int64_t a_channels,
-                const MapView<T>& b,
-                int64_t b_blocks,
-                int64_t pixels,
-                T* sum);
+  void (*outer)(
+      const T* a, int64_t a_channels, const T* b, int64_t b_blocks, int64_t pixels, T* sum);
 
   // 3 x 3 pooling of a map without a frame; padding does not count. Either output may be null.
   void (*pool)(const MapView<T>& x,
@@ -137,13 +133,14 @@ struct ImageKernels {
       const MapView<T>& g, const T* y, const T* mean, int64_t pixels, int64_t blocks, double* dot);
   void (*products)(
       const MapView<T>& g, const MapView<T>& x, int64_t pixels, int64_t blocks, double* dot);
-  // grad = 0 where the framed relu output is 0; then sum and dots as above.
-  void (*mask_and_dots)(T* grad,
+  // out = grad, 0 where the framed relu output is 0; then sum and dots as above. `out` may be y.
+  void (*mask_and_dots)(const T* grad,
                         const T* framed,
                         const Frame& frame,
                         const T* y,
                         const T* mean,
                         int64_t blocks,
+                        T* out,
                         double* sum,
                         double* dot);
 
@@ -158,7 +155,7 @@ struct ImageKernels {
                   int64_t channels,
                   int64_t pixels,
                   bool adds);
-  // out = a g + b (y - mean) + c, per channel.
+  // out = a g + b (y - mean) + c, per channel; `out` may be y.
   void (*affine)(const MapView<T>& g,
                  const T* y,
                  const T* a,

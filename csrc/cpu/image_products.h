@@ -17,8 +17,8 @@ constexpr int kSums = 8;
 
 // kPixels pixels times kBlocks output blocks, into places that need not be neighbours.
 template <int kPixels, int kBlocks, typename T>
-PFN_INLINE void product_tile(const MapView<T>& x,
-                             int64_t at,
+PFN_INLINE void product_tile(const T* in,
+                             int64_t block,
                              int64_t channels,
                              const T* matrix,
                              int64_t matrix_block,
@@ -28,8 +28,7 @@ PFN_INLINE void product_tile(const MapView<T>& x,
   for (int p = 0; p < kPixels; ++p) {
     for (int b = 0; b < kBlocks; ++b) sums[p][b] = V{};
   }
-  const T* in = x.data + at * x.pixel;
-  for (int64_t k = 0; k < channels; k += L, in += x.block) {
+  for (int64_t k = 0; k < channels; k += L, in += block) {
     const int64_t count = channels - k < L ? channels - k : L;
     const T* w = matrix + k * L;
     for (int64_t lane = 0; lane < count; ++lane, w += L) {
@@ -38,7 +37,7 @@ PFN_INLINE void product_tile(const MapView<T>& x,
       for (int b = 0; b < kBlocks; ++b) column[b] = load(w + b * matrix_block);
 #pragma GCC unroll 16
       for (int p = 0; p < kPixels; ++p) {
-        const T value = in[p * x.pixel + lane];
+        const T value = in[p * L + lane];
 #pragma GCC unroll 4
         for (int b = 0; b < kBlocks; ++b) sums[p][b] += column[b] * value;
       }
@@ -47,7 +46,7 @@ PFN_INLINE void product_tile(const MapView<T>& x,
 }
 
 template <int kBlocks, typename T>
-void product_blocks(const MapView<T>& x,
+void product_blocks(const T* x,
                     int64_t channels,
                     const T* matrix,
                     T* to,
@@ -71,19 +70,19 @@ void product_blocks(const MapView<T>& x,
   int64_t p = 0;
   for (; p + kPixels <= pixels; p += kPixels) {
     V sums[kPixels][kBlocks];
-    product_tile<kPixels, kBlocks>(x, p, channels, matrix, matrix_block, sums);
+    product_tile<kPixels, kBlocks>(x + p * L, pixels * L, channels, matrix, matrix_block, sums);
 #pragma GCC unroll 16
     for (int i = 0; i < kPixels; ++i) put(sums[i]);
   }
   for (; p < pixels; ++p) {
     V sums[1][kBlocks];
-    product_tile<1, kBlocks>(x, p, channels, matrix, matrix_block, sums);
+    product_tile<1, kBlocks>(x + p * L, pixels * L, channels, matrix, matrix_block, sums);
     put(sums[0]);
   }
 }
 
 template <typename T>
-void product(const MapView<T>& x,
+void product(const T* x,
              int64_t channels,
              const T* matrix,
              T* framed,
@@ -109,27 +108,21 @@ void product(const MapView<T>& x,
 
 // kRows channels of a, neighbours in one block, times kBlocks blocks of b.
 template <int kRows, int kBlocks, typename T>
-PFN_INLINE void outer_tile(const T* a,
-                           int64_t a_pixel,
-                           const MapView<T>& b,
-                           const T* b_data,
-                           int64_t pixels,
-                           T* sum,
-                           int64_t sum_row) {
+PFN_INLINE void outer_tile(const T* a, const T* b, int64_t pixels, T* sum, int64_t sum_row) {
   using V = lanes_t<T>;
   constexpr int64_t L = kLanes<T>;
   // Few pixels at a time go into one running sum, so that its rounding stays small.
-  constexpr int64_t kBand = 256;
-  for (int64_t band = 0; band < pixels; band += kBand) {
-    const int64_t end = pixels < band + kBand ? pixels : band + kBand;
+  constexpr int64_t kFew = 256;
+  for (int64_t few = 0; few < pixels; few += kFew) {
+    const int64_t end = pixels < few + kFew ? pixels : few + kFew;
     V sums[kRows][kBlocks] = {};
-    for (int64_t p = band; p < end; ++p) {
+    for (int64_t p = few; p < end; ++p) {
       V column[kBlocks];
 #pragma GCC unroll 4
-      for (int i = 0; i < kBlocks; ++i) column[i] = load(b_data + p * b.pixel + i * b.block);
+      for (int i = 0; i < kBlocks; ++i) column[i] = load(b + (i * pixels + p) * L);
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
-        const T value = a[p * a_pixel + r];
+        const T value = a[p * L + r];
 #pragma GCC unroll 4
         for (int i = 0; i < kBlocks; ++i) sums[r][i] += column[i] * value;
       }
@@ -144,48 +137,35 @@ PFN_INLINE void outer_tile(const T* a,
 }
 
 template <int kBlocks, typename T>
-void outer_rows(const MapView<T>& a,
-                int64_t a_channels,
-                const MapView<T>& b,
-                const T* b_data,
-                int64_t pixels,
-                T* sum,
-                int64_t sum_row) {
+void outer_rows(
+    const T* a, int64_t a_channels, const T* b, int64_t pixels, T* sum, int64_t sum_row) {
   constexpr int64_t L = kLanes<T>;
   constexpr int kRows = kSums / kBlocks < L ? kSums / kBlocks : L;
-  for (int64_t k = 0; k < a_channels; k += L) {
-    const T* data = a.data + k / L * a.block;
+  for (int64_t k = 0; k < a_channels; k += L, a += pixels * L) {
     const int64_t count = a_channels - k < L ? a_channels - k : L;
     int64_t r = 0;
     for (; r + kRows <= count; r += kRows) {
-      outer_tile<kRows, kBlocks>(data + r, a.pixel, b, b_data, pixels, sum + (k + r) * sum_row,
-                                 sum_row);
+      outer_tile<kRows, kBlocks>(a + r, b, pixels, sum + (k + r) * sum_row, sum_row);
     }
     for (; r < count; ++r) {
-      outer_tile<1, kBlocks>(data + r, a.pixel, b, b_data, pixels, sum + (k + r) * sum_row,
-                             sum_row);
+      outer_tile<1, kBlocks>(a + r, b, pixels, sum + (k + r) * sum_row, sum_row);
     }
   }
 }
 
 template <typename T>
-void outer(const MapView<T>& a,
-           int64_t a_channels,
-           const MapView<T>& b,
-           int64_t b_blocks,
-           int64_t pixels,
-           T* sum) {
+void outer(const T* a, int64_t a_channels, const T* b, int64_t b_blocks, int64_t pixels, T* sum) {
   constexpr int64_t L = kLanes<T>;
   const int64_t sum_row = b_blocks * L;
   int64_t i = 0;
   for (; i + 4 <= b_blocks; i += 4) {
-    outer_rows<4>(a, a_channels, b, b.data + i * b.block, pixels, sum + i * L, sum_row);
+    outer_rows<4>(a, a_channels, b + i * pixels * L, pixels, sum + i * L, sum_row);
   }
   for (; i + 2 <= b_blocks; i += 2) {
-    outer_rows<2>(a, a_channels, b, b.data + i * b.block, pixels, sum + i * L, sum_row);
+    outer_rows<2>(a, a_channels, b + i * pixels * L, pixels, sum + i * L, sum_row);
   }
   for (; i < b_blocks; ++i) {
-    outer_rows<1>(a, a_channels, b, b.data + i * b.block, pixels, sum + i * L, sum_row);
+    outer_rows<1>(a, a_channels, b + i * pixels * L, pixels, sum + i * L, sum_row);
   }
 }
 

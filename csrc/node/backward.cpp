@@ -1,6 +1,6 @@
 // Backward of a fused node, edge by edge. Forward is computed again sample by sample; three passes
 // over the samples, since each batch norm needs sums over the batch: dots with the outputs of the
-// last stages, second stages, first stages.
+// last stages, second stages, first stages. From one pass to the next only hidden maps are kept.
 #include <algorithm>
 #include <cstdint>
 #include <vector>
@@ -45,11 +45,9 @@ class BackwardEdge : EdgePass<T> {
                double* grad_weights)
       : Base(node, edge), grad_(grad), grad_sum_(grad_sum), grad_weights_(grad_weights) {
     for (const Branch<T>& branch : edge.branches) {
-      slots_.push_back(count_);
-      count_ += branch.kind == Kind::conv ? static_cast<int64_t>(branch.stages.size()) : 1;
-      count_ -= branch.kind == Kind::skip ? 1 : 0;
+      slots_.push_back(branch.stages.size() == 2 ? kept_++ : -1);
     }
-    maps_ = batch_arena().numbers<T>(node.samples * count_ * map_size() + kSlackPixels * lanes_);
+    maps_ = batch_arena().numbers<T>(node.samples * kept_ * map_size() + kSlackPixels * lanes_);
     last_.resize(edge.branches.size());
     first_.resize(edge.branches.size());
     for (size_t b = 0; b < edge.branches.size(); ++b) {
@@ -87,9 +85,7 @@ class BackwardEdge : EdgePass<T> {
   }
 
  private:
-  T* map(int64_t sample, int64_t slot) const {
-    return maps_ + (sample * count_ + slot) * map_size();
-  }
+  T* kept(int64_t n, size_t b) const { return maps_ + (n * kept_ + slots_[b]) * map_size(); }
   MapView<T> grad_view(int64_t n, T* copy) const {
     return view(grad_ + n * pixels_ * node_.channels, node_.channels, pixels_, copy);
   }
@@ -131,49 +127,55 @@ class BackwardEdge : EdgePass<T> {
     });
   }
 
-  // First pass: outputs of all branches, and their dots with the gradient.
+  // First pass: outputs of all branches, and their dots with the gradient. Of two stages the first
+  // output is kept.
   void outputs(int64_t n) {
     const int64_t relu_size = framed_size(in_frame(), in_blocks_);
     const int64_t hidden_size = framed_size(hidden_frame(), blocks_);
     const int64_t z_size = std::max(in_blocks_, blocks_) * pixels_ * lanes_;
     const int64_t x_size = in_blocks_ * in_pixels_ * lanes_;
-    T* relu =
-        sample_arena().template numbers<T>(relu_size + hidden_size + z_size + x_size + map_size());
-    T *hidden = relu + relu_size, *z = hidden + hidden_size;
-    const MapView<T> x = x_view(n, z + z_size), g = grad_view(n, z + z_size + x_size);
+    const int64_t own_size = static_cast<int64_t>(stages_.size()) * map_size();
+    T* relu = sample_arena().template numbers<T>(relu_size + hidden_size + z_size + x_size +
+                                                 map_size() + own_size);
+    T *hidden = relu + relu_size, *z = hidden + hidden_size, *copy = z + z_size;
+    T* own = copy + x_size + map_size();
+    const MapView<T> x = x_view(n, copy), g = grad_view(n, copy + x_size);
     bool has_relu = false;
     for (size_t b = 0; b < stages_.size(); ++b) {
-      const Branch<T>& branch = edge_.branches[b];
-      T* y = map(n, slots_[b]);
-      if (branch.kind == Kind::skip) {
+      if (edge_.branches[b].kind == Kind::skip) {
         kernels_.products(g, x, pixels_, blocks_, sums(n, b));
-        continue;
       }
-      if (branch.kind != Kind::conv) {
-        const bool is_max = branch.kind == Kind::max_pool;
-        kernels_.pool(x, edge_.height, edge_.width, edge_.stride, is_max ? y : nullptr,
-                      is_max ? nullptr : y, blocks_);
-        kernels_.dots(g, y, pool_norms_[b].mean.data(), pixels_, blocks_, sums(n, b));
-        continue;
-      }
+      if (stages_[b].empty()) continue;
       if (!has_relu) kernels_.relu(x, relu, in_frame(), in_blocks_);
       has_relu = true;
-      const PackedStage<T>& first = stages_[b][0];
-      kernels_.depthwise(relu, in_frame(), first.window, first.taps.data(), z, node_.height,
-                         node_.width, in_blocks_);
-      kernels_.product(blocked(z, pixels_), edge_.channels, first.matrix.data(), y, bare(),
-                       blocks_);
+      T* y = slots_[b] >= 0 ? kept(n, b) : own;
+      stage_output(stages_[b][0], relu, in_frame(), in_blocks_, edge_.channels, z, y);
       if (stages_[b].size() == 2) {
-        const PackedStage<T>& second = stages_[b][1];
-        hide(first.folded, y, hidden);
-        kernels_.depthwise(hidden, hidden_frame(), second.window, second.taps.data(), z,
-                           node_.height, node_.width, blocks_);
-        y = map(n, slots_[b] + 1);
-        kernels_.product(blocked(z, pixels_), node_.channels, second.matrix.data(), y, bare(),
-                         blocks_);
+        hide(stages_[b][0].folded, y, hidden);
+        y = own;
+        stage_output(stages_[b][1], hidden, hidden_frame(), blocks_, node_.channels, z, y);
       }
       kernels_.dots(g, y, stages_[b].back().folded.mean.data(), pixels_, blocks_, sums(n, b));
     }
+    const auto place = [&](size_t b) { return own + static_cast<int64_t>(b) * map_size(); };
+    this->pool_branches(x, [](size_t) { return true; }, place);
+    for (size_t b = 0; b < stages_.size(); ++b) {
+      if (!is_pool(edge_.branches[b].kind)) continue;
+      kernels_.dots(g, place(b), pool_norms_[b].mean.data(), pixels_, blocks_, sums(n, b));
+    }
+  }
+
+  // z = depthwise output, y = its product with the matrix.
+  void stage_output(const PackedStage<T>& stage,
+                    const T* input,
+                    const Frame& input_frame,
+                    int64_t input_blocks,
+                    int64_t channels,
+                    T* z,
+                    T* y) const {
+    kernels_.depthwise(input, input_frame, stage.window, stage.taps.data(), z, node_.height,
+                       node_.width, input_blocks);
+    kernels_.product(z, channels, stage.matrix.data(), y, bare(), blocks_);
   }
 
   void hide(const Folded<T>& norm, const T* y, T* hidden) const {
@@ -267,28 +269,28 @@ class BackwardEdge : EdgePass<T> {
     for (int64_t n = begin; n < end; ++n) (this->*pass)(n, gradients_.data() + run * run_size_);
   }
 
-  // Second pass: last stages of two-stage branches; their hidden maps' gradients take the place of
-  // their outputs.
+  // Second pass: last stages of two-stage branches; the gradients of their hidden maps take the
+  // place of what was kept.
   void second_stages(int64_t n, T* gradients) {
     const int64_t hidden_size = framed_size(hidden_frame(), blocks_);
-    T* hidden = sample_arena().template numbers<T>(2 * hidden_size + 3 * map_size());
-    T *framed = hidden + hidden_size, *z = framed + hidden_size, *e = z + map_size();
-    const MapView<T> g = grad_view(n, e + map_size());
+    T* hidden = sample_arena().template numbers<T>(2 * hidden_size + 4 * map_size());
+    T *framed = hidden + hidden_size, *z = framed + hidden_size, *y = z + map_size();
+    T* below = y + map_size();
+    const MapView<T> g = grad_view(n, below + map_size());
     for (size_t b = 0; b < stages_.size(); ++b) {
       if (stages_[b].size() < 2) continue;
       const PackedStage<T>& stage = stages_[b][1];
-      const T* y = map(n, slots_[b]);
-      T* out = map(n, slots_[b] + 1);
-      hide(stages_[b][0].folded, y, hidden);
-      pass_norm(last_[b], g, out, e);
-      gather(stage, blocked(e, pixels_), hidden, hidden_frame(), blocks_, z, framed, places_[b][1],
-             gradients);
-      std::fill(out, out + map_size(), T{});
-      kernels_.depthwise_input(framed, grad_frame(stage), stage.window, stage.taps.data(), out,
+      T* first = kept(n, b);
+      hide(stages_[b][0].folded, first, hidden);
+      stage_output(stage, hidden, hidden_frame(), blocks_, node_.channels, z, y);
+      pass_norm(last_[b], g, y, y);
+      gather(stage, y, z, hidden, hidden_frame(), blocks_, framed, places_[b][1], gradients);
+      std::fill(below, below + map_size(), T{});
+      kernels_.depthwise_input(framed, grad_frame(stage), stage.window, stage.taps.data(), below,
                                node_.height, node_.width, blocks_);
       double* to = sums(n, b);
-      kernels_.mask_and_dots(out, hidden, hidden_frame(), y, stages_[b][0].folded.mean.data(),
-                             blocks_, to, to + row_size());
+      kernels_.mask_and_dots(below, hidden, hidden_frame(), first, stages_[b][0].folded.mean.data(),
+                             blocks_, first, to, to + row_size());
     }
   }
 
@@ -299,10 +301,11 @@ class BackwardEdge : EdgePass<T> {
     const int64_t z_size = in_blocks_ * pixels_ * lanes_;
     const int64_t framed_grad =
         framed_size({node_.height, node_.width, Base::in_border_}, in_blocks_);
-    T* relu = sample_arena().template numbers<T>(relu_size + framed_grad + z_size + 3 * map_size() +
-                                                 2 * x_size);
-    T *framed = relu + relu_size, *z = framed + framed_grad, *e = z + z_size;
-    T *other = e + map_size(), *grad_x = other + map_size(), *copy = grad_x + x_size;
+    const int64_t own_size = (static_cast<int64_t>(stages_.size()) + 2) * map_size();
+    T* relu = sample_arena().template numbers<T>(relu_size + framed_grad + z_size + own_size +
+                                                 2 * x_size + map_size());
+    T *framed = relu + relu_size, *z = framed + framed_grad, *own = z + z_size;
+    T *grad_x = own + own_size, *copy = grad_x + x_size;
     const MapView<T> x = x_view(n, copy), g = grad_view(n, copy + x_size);
     std::fill(grad_x, grad_x + x_size, T{});
     bool has_relu = false;
@@ -312,21 +315,20 @@ class BackwardEdge : EdgePass<T> {
       if (edge_.grad_x == nullptr && !wants(*stage.stage)) continue;
       if (!has_relu) kernels_.relu(x, relu, in_frame(), in_blocks_);
       has_relu = true;
-      const T* y = map(n, slots_[b]);
+      stage_output(stage, relu, in_frame(), in_blocks_, edge_.channels, z, own);
       if (stages_[b].size() == 2) {
-        pass_norm(first_[b], blocked(map(n, slots_[b] + 1), pixels_), y, e);
+        pass_norm(first_[b], blocked(kept(n, b), pixels_), own, own);
       } else {
-        pass_norm(last_[b], g, y, e);
+        pass_norm(last_[b], g, own, own);
       }
-      gather(stage, blocked(e, pixels_), relu, in_frame(), in_blocks_, z, framed, places_[b][0],
-             gradients);
+      gather(stage, own, z, relu, in_frame(), in_blocks_, framed, places_[b][0], gradients);
       if (edge_.grad_x != nullptr) {
         kernels_.depthwise_input(framed, grad_frame(stage), stage.window, stage.taps.data(), grad_x,
                                  edge_.height, edge_.width, in_blocks_);
       }
     }
     if (edge_.grad_x == nullptr) return;
-    reach_x(n, x, g, has_relu, grad_x, e, other);
+    reach_x(x, g, has_relu, grad_x, own);
     kernels_.unpack(grad_x, edge_.grad_x + n * in_pixels_ * edge_.channels, edge_.channels,
                     in_pixels_);
   }
@@ -343,11 +345,11 @@ class BackwardEdge : EdgePass<T> {
 
   // The depthwise output's gradient, framed, and with it the gradients of taps and matrix.
   void gather(const PackedStage<T>& stage,
-              const MapView<T>& e,
+              const T* e,
+              const T* z,
               const T* input,
               const Frame& input_frame,
               int64_t input_blocks,
-              T* z,
               T* framed,
               const Places& place,
               T* gradients) const {
@@ -355,10 +357,7 @@ class BackwardEdge : EdgePass<T> {
     kernels_.clear_frame(framed, frame, input_blocks);
     kernels_.product(e, node_.channels, stage.transposed.data(), framed, frame, input_blocks);
     if (stage.stage->grad_matrix != nullptr) {
-      kernels_.depthwise(input, input_frame, stage.window, stage.taps.data(), z, node_.height,
-                         node_.width, input_blocks);
-      kernels_.outer(e, node_.channels, blocked(z, pixels_), input_blocks, pixels_,
-                     gradients + place.matrix);
+      kernels_.outer(e, node_.channels, z, input_blocks, pixels_, gradients + place.matrix);
     }
     if (stage.stage->grad_taps != nullptr) {
       kernels_.depthwise_taps(input, input_frame, stage.window, framed, frame,
@@ -367,16 +366,13 @@ class BackwardEdge : EdgePass<T> {
   }
 
   // Closes the ReLU and adds what comes through skips and pools.
-  void reach_x(int64_t n,
-               const MapView<T>& x,
-               const MapView<T>& g,
-               bool has_relu,
-               T* grad_x,
-               T* e,
-               T* other) const {
+  void reach_x(const MapView<T>& x, const MapView<T>& g, bool has_relu, T* grad_x, T* own) const {
     T skip{};
     bool has_skip = false;
-    for (const Branch<T>& branch : edge_.branches) {
+    std::vector<size_t> pools[2];  // maxima, means
+    for (size_t b = 0; b < stages_.size(); ++b) {
+      const Branch<T>& branch = edge_.branches[b];
+      if (is_pool(branch.kind)) pools[branch.kind == Kind::max_pool ? 0 : 1].push_back(b);
       if (branch.kind != Kind::skip) continue;
       skip += branch.weight;
       has_skip = true;
@@ -384,26 +380,20 @@ class BackwardEdge : EdgePass<T> {
     if (has_relu || has_skip) {
       kernels_.relu_input(grad_x, x, has_skip ? &g : nullptr, skip, in_pixels_, in_blocks_);
     }
+    const auto place = [&](size_t b) { return own + static_cast<int64_t>(b) * map_size(); };
+    this->pool_branches(x, [](size_t) { return true; }, place);
+    T* through[2] = {place(stages_.size()), place(stages_.size() + 1)};
     // One pool of each kind goes in one pass; more of a kind is allowed and takes more passes.
-    std::vector<size_t> pools[2];
-    for (size_t b = 0; b < stages_.size(); ++b) {
-      if (edge_.branches[b].kind == Kind::max_pool) pools[0].push_back(b);
-      if (edge_.branches[b].kind == Kind::mean_pool) pools[1].push_back(b);
-    }
     for (size_t i = 0; i < std::max(pools[0].size(), pools[1].size()); ++i) {
-      const T* max = nullptr;
-      if (i < pools[0].size()) {
-        const size_t b = pools[0][i];
-        max = map(n, slots_[b]);
-        pass_norm(last_[b], g, max, e);
+      const bool has[2] = {i < pools[0].size(), i < pools[1].size()};
+      for (size_t kind = 0; kind < 2; ++kind) {
+        if (!has[kind]) continue;
+        const size_t b = pools[kind][i];
+        pass_norm(last_[b], g, place(b), through[kind]);
       }
-      if (i < pools[1].size()) {
-        const size_t b = pools[1][i];
-        pass_norm(last_[b], g, map(n, slots_[b]), other);
-      }
-      kernels_.pool_input(x, edge_.height, edge_.width, edge_.stride, max,
-                          max != nullptr ? e : nullptr, i < pools[1].size() ? other : nullptr,
-                          grad_x, in_blocks_);
+      kernels_.pool_input(x, edge_.height, edge_.width, edge_.stride,
+                          has[0] ? place(pools[0][i]) : nullptr, has[0] ? through[0] : nullptr,
+                          has[1] ? through[1] : nullptr, grad_x, in_blocks_);
     }
   }
 
@@ -439,9 +429,9 @@ class BackwardEdge : EdgePass<T> {
   const T* grad_;
   const std::vector<double>& grad_sum_;  // [channels]
   double* grad_weights_;                 // [columns] or null
-  std::vector<int64_t> slots_;           // [branches]: of the first stage, the second behind it
-  int64_t count_ = 0;
-  T* maps_ = nullptr;         // [samples, slots, map]
+  std::vector<int64_t> slots_;           // [branches]: place among the kept maps, or -1
+  int64_t kept_ = 0;
+  T* maps_ = nullptr;         // [samples, kept, map]
   std::vector<double> sums_;  // [samples, branches, 2, channels]
   std::vector<Folded<T>> pool_norms_;
   std::vector<NormGradient<T>> last_, first_;  // [branches]

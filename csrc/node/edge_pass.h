@@ -18,6 +18,8 @@ using cpu::Window;
 // Numbers past the end of a map that a whole tile may read, though not use.
 constexpr int64_t kSlackPixels = 16;
 
+inline bool is_pool(Kind kind) { return kind == Kind::max_pool || kind == Kind::mean_pool; }
+
 // A norm as (y - mean) * scale + shift; channels past the last are zero.
 template <typename T>
 struct Folded {
@@ -80,6 +82,26 @@ class EdgePass {
     return blocked(copy, pixels);
   }
   MapView<T> blocked(const T* map, int64_t pixels) const { return {map, pixels * lanes_, lanes_}; }
+
+  // The pools of an edge that `wants(branch)`, both kinds in one pass; place(branch) says where
+  // each goes. More than one of a kind takes more passes.
+  template <typename Wants, typename Place>
+  void pool_branches(const MapView<T>& x, Wants&& wants, Place&& place) const {
+    T* waiting[2] = {nullptr, nullptr};  // maxima, means
+    const auto flush = [&] {
+      if (waiting[0] == nullptr && waiting[1] == nullptr) return;
+      kernels_.pool(x, edge_.height, edge_.width, edge_.stride, waiting[0], waiting[1], blocks_);
+      waiting[0] = waiting[1] = nullptr;
+    };
+    for (size_t b = 0; b < edge_.branches.size(); ++b) {
+      const Kind kind = edge_.branches[b].kind;
+      if (!is_pool(kind) || !wants(b)) continue;
+      T*& slot = waiting[kind == Kind::max_pool ? 0 : 1];
+      if (slot != nullptr) flush();
+      slot = place(b);
+    }
+    flush();
+  }
 
   const Norm<T>& last_norm(size_t branch) const {
     const Branch<T>& b = edge_.branches[branch];

@@ -1,6 +1,7 @@
 // Forward of a fused node, edge by edge. A batch norm needs the whole batch before the next step
 // can begin, so an edge takes three passes over the samples: first stages and pools, second stages,
-// the sum.
+// the sum. What is cheap to compute again is not kept from one pass to the next: a map that leaves
+// the second-level cache costs more time than its arithmetic.
 #include <algorithm>
 #include <cstdint>
 #include <vector>
@@ -20,26 +21,24 @@ class ForwardEdge : EdgePass<T> {
 
  public:
   ForwardEdge(const Node<T>& node, const Edge<T>& edge) : Base(node, edge) {
-    // A branch that is not a skip has one map per sample: its latest stage.
-    for (const Branch<T>& branch : edge.branches) {
-      slots_.push_back(branch.kind == Kind::skip ? -1 : count_++);
+    for (size_t b = 0; b < stages_.size(); ++b) {
+      const bool is_kept =
+          stages_[b].size() == 2 || (stages_[b].size() == 1 && edge.channels > kMostChannelsAgain);
+      slots_.push_back(is_kept ? kept_++ : -1);
     }
-    maps_ = batch_arena().numbers<T>(node.samples * count_ * map_size() + kSlackPixels * lanes_);
-    moments_.resize(static_cast<size_t>(2 * count_ * node.samples * blocks_ * lanes_));
+    maps_ = batch_arena().numbers<T>(node.samples * kept_ * map_size() + kSlackPixels * lanes_);
+    moments_.resize(stages_.size() * 2 * static_cast<size_t>(node.samples * blocks_ * lanes_));
   }
 
   void run(T* y, bool adds, const Parallel& parallel) {
     parallel(node_.samples, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) first_stages(n);
+      for (int64_t n = begin; n < end; ++n) measure_first_stages(n);
     });
-    for (size_t b = 0; b < stages_.size(); ++b) {
-      if (slots_[b] < 0) continue;
-      merge(stages_[b].empty() ? edge_.branches[b].norm : stages_[b][0].stage->norm, slots_[b]);
-    }
     bool has_second = false;
-    for (std::vector<PackedStage<T>>& stages : stages_) {
-      if (stages.size() < 2) continue;
-      stages[0].folded = fold(stages[0].stage->norm);
+    for (size_t b = 0; b < stages_.size(); ++b) {
+      merge(b, first_norm(b));
+      if (stages_[b].size() < 2) continue;
+      stages_[b][0].folded = fold(first_norm(b));
       has_second = true;
     }
     if (has_second) {
@@ -47,61 +46,74 @@ class ForwardEdge : EdgePass<T> {
         for (int64_t n = begin; n < end; ++n) second_stages(n);
       });
       for (size_t b = 0; b < stages_.size(); ++b) {
-        if (stages_[b].size() == 2) merge(stages_[b][1].stage->norm, slots_[b]);
+        if (stages_[b].size() == 2) merge(b, last_norm(b));
       }
     }
     sum(y, adds, parallel);
   }
 
  private:
-  T* map(int64_t sample, int64_t slot) const {
-    return maps_ + (sample * count_ + slot) * map_size();
-  }
-  double* moments(int64_t sample, int64_t slot) {
-    return moments_.data() + (sample * count_ + slot) * 2 * blocks_ * lanes_;
-  }
-  void measure(int64_t sample, int64_t slot, const Norm<T>& norm) {
-    if (!norm.exists || norm.is_given) return;
-    double* to = moments(sample, slot);
-    kernels_.moments(map(sample, slot), pixels_, blocks_, to, to + blocks_ * lanes_);
-  }
+  // Convolutions of one stage and at most so many input channels are computed twice rather than
+  // kept: above, the product takes longer than the memory.
+  static constexpr int64_t kMostChannelsAgain = 32;
 
-  void first_stages(int64_t n) {
+  // Scratch of one sample.
+  struct Sample {
+    int64_t index;
+    MapView<T> x;
+    T *relu, *z, *own;  // own: [branches, map], of the branches that are not kept
+  };
+  Sample sample(int64_t n) const {
     const int64_t relu_size = framed_size(in_frame(), in_blocks_);
     const int64_t z_size = in_blocks_ * pixels_ * lanes_;
-    T* relu =
-        sample_arena().template numbers<T>(relu_size + z_size + in_blocks_ * in_pixels_ * lanes_);
-    T* z = relu + relu_size;
-    const MapView<T> x =
-        view(edge_.x + n * in_pixels_ * edge_.channels, edge_.channels, in_pixels_, z + z_size);
+    const int64_t own_size = static_cast<int64_t>(stages_.size()) * map_size();
+    T* relu = sample_arena().template numbers<T>(relu_size + z_size + own_size +
+                                                 in_blocks_ * in_pixels_ * lanes_);
+    T *z = relu + relu_size, *own = z + z_size;
+    const T* x = edge_.x + n * in_pixels_ * edge_.channels;
+    return {n, view(x, edge_.channels, in_pixels_, own + own_size), relu, z, own};
+  }
+  T* kept(int64_t n, size_t b) const { return maps_ + (n * kept_ + slots_[b]) * map_size(); }
+  T* output(const Sample& sample, size_t b) const {
+    return slots_[b] >= 0 ? kept(sample.index, b)
+                          : sample.own + static_cast<int64_t>(b) * map_size();
+  }
+  double* moments(int64_t n, size_t b) {
+    return moments_.data() + (n * static_cast<int64_t>(stages_.size()) + static_cast<int64_t>(b)) *
+                                 2 * blocks_ * lanes_;
+  }
+  const Norm<T>& first_norm(size_t b) const {
+    return stages_[b].empty() ? edge_.branches[b].norm : stages_[b][0].stage->norm;
+  }
+  static bool is_measured(const Norm<T>& norm) { return norm.exists && !norm.is_given; }
+
+  // Outputs of the first stages and pools that `wants(branch)`.
+  template <typename Wants>
+  void first_stages(const Sample& sample, Wants&& wants) const {
     bool has_relu = false;
-    T* pools[2] = {nullptr, nullptr};  // maxima, means
     for (size_t b = 0; b < stages_.size(); ++b) {
-      const Branch<T>& branch = edge_.branches[b];
-      if (branch.kind == Kind::max_pool) pools[0] = map(n, slots_[b]);
-      if (branch.kind == Kind::mean_pool) pools[1] = map(n, slots_[b]);
-      if (branch.kind != Kind::conv) continue;
-      if (!has_relu) kernels_.relu(x, relu, in_frame(), in_blocks_);
+      if (stages_[b].empty() || !wants(b)) continue;
+      if (!has_relu) kernels_.relu(sample.x, sample.relu, in_frame(), in_blocks_);
       has_relu = true;
       const PackedStage<T>& stage = stages_[b][0];
-      kernels_.depthwise(relu, in_frame(), stage.window, stage.taps.data(), z, node_.height,
-                         node_.width, in_blocks_);
-      kernels_.product(blocked(z, pixels_), edge_.channels, stage.matrix.data(), map(n, slots_[b]),
-                       bare(), blocks_);
-      measure(n, slots_[b], stage.stage->norm);
+      kernels_.depthwise(sample.relu, in_frame(), stage.window, stage.taps.data(), sample.z,
+                         node_.height, node_.width, in_blocks_);
+      kernels_.product(sample.z, edge_.channels, stage.matrix.data(), output(sample, b), bare(),
+                       blocks_);
     }
-    if (pools[0] != nullptr || pools[1] != nullptr) {
-      kernels_.pool(x, edge_.height, edge_.width, edge_.stride, pools[0], pools[1], blocks_);
-    }
-    for (size_t b = 0; b < stages_.size(); ++b) {
-      const Branch<T>& branch = edge_.branches[b];
-      if (branch.kind != Kind::max_pool && branch.kind != Kind::mean_pool) continue;
-      T* own = map(n, slots_[b]);
-      // A second pool of the same kind is the same map.
-      const T* made = pools[branch.kind == Kind::max_pool ? 0 : 1];
-      if (made != own) std::copy(made, made + map_size(), own);
-      measure(n, slots_[b], branch.norm);
-    }
+    this->pool_branches(sample.x, wants, [&](size_t b) { return output(sample, b); });
+  }
+
+  void measure(int64_t n, size_t b, const Norm<T>& norm, const T* map) {
+    if (!is_measured(norm)) return;
+    double* to = moments(n, b);
+    kernels_.moments(map, pixels_, blocks_, to, to + blocks_ * lanes_);
+  }
+
+  void measure_first_stages(int64_t n) {
+    const Sample one = sample(n);
+    first_stages(one, [&](size_t b) { return slots_[b] >= 0 || is_measured(first_norm(b)); });
+    for (size_t b = 0; b < stages_.size(); ++b) measure(n, b, first_norm(b), output(one, b));
   }
 
   void second_stages(int64_t n) {
@@ -112,25 +124,24 @@ class ForwardEdge : EdgePass<T> {
       if (stages_[b].size() < 2) continue;
       const Folded<T>& norm = stages_[b][0].folded;
       const PackedStage<T>& stage = stages_[b][1];
-      T* y = map(n, slots_[b]);
+      T* y = kept(n, b);
       kernels_.norm_relu(y, norm.mean.data(), norm.scale.data(), norm.shift.data(), hidden,
                          hidden_frame(), blocks_);
       kernels_.depthwise(hidden, hidden_frame(), stage.window, stage.taps.data(), z, node_.height,
                          node_.width, blocks_);
-      kernels_.product(blocked(z, pixels_), node_.channels, stage.matrix.data(), y, bare(),
-                       blocks_);
-      measure(n, slots_[b], stage.stage->norm);
+      kernels_.product(z, node_.channels, stage.matrix.data(), y, bare(), blocks_);
+      measure(n, b, stage.stage->norm, y);
     }
   }
 
   // Statistics of the batch from those of the samples, in their order (Chan et al. 1983).
-  void merge(const Norm<T>& norm, int64_t slot) {
-    if (!norm.exists || norm.is_given) return;
+  void merge(size_t b, const Norm<T>& norm) {
+    if (!is_measured(norm)) return;
     const double count = static_cast<double>(pixels_);
     for (int64_t c = 0; c < node_.channels; ++c) {
       double mean_so_far = 0.0, deviation = 0.0, before = 0.0;
       for (int64_t n = 0; n < node_.samples; ++n, before += count) {
-        const double* sample = moments(n, slot);
+        const double* sample = moments(n, b);
         const double apart = sample[c] - mean_so_far;
         mean_so_far += apart * count / (before + count);
         deviation +=
@@ -153,39 +164,38 @@ class ForwardEdge : EdgePass<T> {
       }
     }
     parallel(node_.samples, [&](int64_t begin, int64_t end) {
-      T* copy = sample_arena().template numbers<T>(in_blocks_ * in_pixels_ * lanes_);
       for (int64_t n = begin; n < end; ++n) {
+        const Sample one = sample(n);
+        first_stages(one, [&](size_t b) { return slots_[b] < 0; });
         for (size_t first = 0; first < norms.size(); first += cpu::kMaxTerms) {
-          add_terms(n, first, norms, copy, y, adds || first > 0);
+          add_terms(one, first, norms, y + n * pixels_ * node_.channels, adds || first > 0);
         }
       }
     });
   }
 
   void add_terms(
-      int64_t n, size_t first, const std::vector<Folded<T>>& norms, T* copy, T* y, bool adds) {
+      const Sample& sample, size_t first, const std::vector<Folded<T>>& norms, T* y, bool adds) {
     MapView<T> terms[cpu::kMaxTerms];
     const T *scale[cpu::kMaxTerms], *means[cpu::kMaxTerms];
     const size_t count = std::min<size_t>(norms.size() - first, cpu::kMaxTerms);
     std::vector<T> shift(static_cast<size_t>(blocks_ * lanes_));
     for (size_t t = 0; t < count; ++t) {
       const Folded<T>& norm = norms[first + t];
-      const int64_t slot = slots_[first + t];
-      terms[t] = slot >= 0 ? blocked(map(n, slot), pixels_)
-                           : view(edge_.x + n * in_pixels_ * edge_.channels, edge_.channels,
-                                  in_pixels_, copy);
+      const bool is_skip = edge_.branches[first + t].kind == Kind::skip;
+      terms[t] = is_skip ? sample.x : blocked(output(sample, first + t), pixels_);
       scale[t] = norm.scale.data();
       means[t] = norm.mean.data();
       for (size_t c = 0; c < shift.size(); ++c) shift[c] += norm.shift[c];
     }
-    kernels_.combine(terms, scale, means, static_cast<int>(count), shift.data(),
-                     y + n * pixels_ * node_.channels, node_.channels, pixels_, adds);
+    kernels_.combine(terms, scale, means, static_cast<int>(count), shift.data(), y, node_.channels,
+                     pixels_, adds);
   }
 
-  std::vector<int64_t> slots_;  // [branches]
-  int64_t count_ = 0;
-  T* maps_ = nullptr;            // [samples, slots, map]
-  std::vector<double> moments_;  // [samples, slots, 2, channels]
+  std::vector<int64_t> slots_;  // [branches]: place among the kept maps, or -1
+  int64_t kept_ = 0;
+  T* maps_ = nullptr;            // [samples, kept, map]: of each, the latest stage
+  std::vector<double> moments_;  // [samples, branches, 2, channels]
 };
 
 }  // namespace
