@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -406,7 +407,8 @@ def _run_ninja(tools: Toolchain, work: Path, *targets: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         output = (done.stdout + done.stderr).splitlines()
-        errors = [line for line in output if "error" in line.lower() and "FAILED" not in line]
+        # Command lines hold the word too, in -Werror.
+        errors = [line for line in output if re.search(r"(^|\s)(fatal )?error:", line)]
         raise BuildError("\n".join(errors[:5]) or "\n".join(output[-20:]))
     return done.stdout
 
