@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "cpu/pages.h"
-#include "registration/tensor_args.h"
+#include "registration/mixed_args.h"
 
 #ifdef PFN_WITH_CUDA
 #include "cuda/launch.h"
@@ -18,11 +18,6 @@ namespace {
 
 // Blocks of elements below which a second thread costs more than it brings.
 constexpr int64_t kGrain = 4;
-// Bytes of gradients from which they are stored past the caches. Measured with 2 MiB of
-// second-level cache: half the time from here on, and no slower with a reader behind it; below, the
-// reader loses.
-constexpr int64_t kStreamBytes = int64_t{8} << 20;
-
 int64_t count_blocks(int64_t numel) {
   return (numel + PFN_MIXED_SUM_BLOCK - 1) / PFN_MIXED_SUM_BLOCK;
 }
@@ -64,19 +59,6 @@ MixedArgs check_mixed_args(const char* op,
   return args;
 }
 
-// Calls function(TypeTag<X>, TypeTag<Y>) with the candidates' type and that of weights and sum,
-// which is the same or, with 16-bit candidates, float.
-template <typename Function>
-void dispatch_mixed(const char* op, const Tensor& x, const Tensor& weights, Function&& function) {
-  dispatch_floating(op, "xs", x, [&](auto tag) {
-    using X = typename decltype(tag)::type;
-    if constexpr (sizeof(X) == 2) {
-      if (dtype_code(weights) == code_of(TypeTag<float>{})) return function(tag, TypeTag<float>{});
-    }
-    return function(tag, tag);
-  });
-}
-
 template <typename W>
 std::vector<math::acc_t<W>> read_weights(const char* op, const Tensor& weights) {
   const W* data = const_data<W>(op, "weights", weights);
@@ -108,41 +90,6 @@ Tensor mixed_sum_cpu(const std::vector<Tensor>& xs, const Tensor& weights) {
     });
   });
   return y;
-}
-
-// Outputs of the backward: one gradient per wanted candidate, in the order asked for.
-std::vector<Tensor> empty_gradients(const char* op,
-                                    const Tensor& x0,
-                                    int64_t num_ops,
-                                    const std::vector<int64_t>& wanted) {
-  std::vector<Tensor> grads;
-  grads.reserve(wanted.size());
-  for (int64_t k : wanted) {
-    check(k >= 0 && k < num_ops, op, ": wanted must index candidates, got ", k);
-    grads.push_back(empty_like(x0, x0));
-  }
-  return grads;
-}
-
-// A dense tensor in the layout of the outputs: one of them, else the first candidate if it is
-// dense, else a fresh one whose memory is never touched.
-Tensor backward_model(const Tensor& x0, const std::vector<Tensor>& grads) {
-  if (!grads.empty()) return grads[0];
-  return x0.is_contiguous() ? x0 : empty_like(x0, x0);
-}
-
-template <typename X>
-std::vector<X*> gradient_pointers(const char* op,
-                                  int64_t num_ops,
-                                  const std::vector<int64_t>& wanted,
-                                  const std::vector<Tensor>& grads) {
-  std::vector<X*> pointers(static_cast<size_t>(num_ops), nullptr);
-  for (size_t i = 0; i < wanted.size(); ++i) {
-    X*& place = pointers[static_cast<size_t>(wanted[i])];
-    check(place == nullptr, op, ": wanted must not repeat a candidate, got ", wanted[i], " twice");
-    place = mutable_data<X>(op, "grad_xs", grads[i]);
-  }
-  return pointers;
 }
 
 // The gradient of the weights: per-block dot products added up in the order of the blocks.

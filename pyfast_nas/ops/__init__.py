@@ -4,6 +4,7 @@ from pyfast_nas.ops.candidates import Candidate, Norm, Stage
 from pyfast_nas.ops.fused_node import fused_node, serves_fused_node
 from pyfast_nas.ops.gumbel_topk import draw_seed, gumbel_noise, gumbel_topk, philox_uniform
 from pyfast_nas.ops.mixed_sum import mixed_sum
+from pyfast_nas.ops.norm_mixed_sum import norm_mixed_sum
 
 __all__ = [
     "Candidate",
@@ -14,6 +15,7 @@ __all__ = [
     "gumbel_noise",
     "gumbel_topk",
     "mixed_sum",
+    "norm_mixed_sum",
     "philox_uniform",
     "serves_fused_node",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 
-from pyfast_nas.ops import reference, reference_edges
+from pyfast_nas.ops import reference, reference_edges, reference_norm
 from pyfast_nas.ops._checks import check_mixed_sum
 from pyfast_nas.ops._sampling_checks import check_block, check_gumbel_topk, check_seed
 
@@ -26,6 +26,8 @@ __all__ = [
     "call_gumbel_topk_backward",
     "call_mixed_sum",
     "call_mixed_sum_backward",
+    "call_norm_mixed_sum",
+    "call_norm_mixed_sum_backward",
     "register_autograd",
     "run_gumbel_topk",
 ]
@@ -273,3 +275,62 @@ def _(
 
 LIB.impl("fused_node", reference_edges.planned_node, "CompositeExplicitAutograd")
 LIB.impl("fused_node_backward", reference_edges.planned_node_backward, "CompositeExplicitAutograd")
+
+
+LIB.define(
+    "norm_mixed_sum(Tensor[] xs, Tensor weights, Tensor[] params, Tensor[] given, int[] kinds, "
+    "float[] eps) -> (Tensor y, Tensor statistics)"
+)
+LIB.define(
+    "norm_mixed_sum_backward(Tensor grad, Tensor[] xs, Tensor weights, Tensor[] params, "
+    "Tensor statistics, int[] kinds, float[] eps, int[] wanted_xs, bool wants_weights, "
+    "int[] wanted_params) -> (Tensor[], Tensor, Tensor[])"
+)
+_norm_mixed_sum = torch.ops.pyfast_nas.norm_mixed_sum.default
+_norm_mixed_sum_backward = torch.ops.pyfast_nas.norm_mixed_sum_backward.default
+
+
+def call_norm_mixed_sum(*arguments) -> tuple[Tensor, Tensor]:
+    """Run the kernel without the autograd layer."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return _norm_mixed_sum(*arguments)
+
+
+def call_norm_mixed_sum_backward(*arguments) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """Run the backward kernel without the autograd layer."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return _norm_mixed_sum_backward(*arguments)
+
+
+@torch.library.register_fake("pyfast_nas::norm_mixed_sum", lib=LIB)
+def _(xs, weights, params, given, kinds, eps):
+    dtype = torch.promote_types(xs[0].dtype, weights.dtype)
+    statistics = xs[0].new_empty((len(eps), 2, xs[0].shape[1]), dtype=torch.float64)
+    return torch.empty_like(xs[0], dtype=dtype), statistics
+
+
+@torch.library.register_fake("pyfast_nas::norm_mixed_sum_backward", lib=LIB)
+def _(grad, xs, weights, params, statistics, kinds, eps, wanted_xs, wants_weights, wanted_params):
+    return (
+        [torch.empty_like(xs[0]) for _ in wanted_xs],
+        weights.new_empty(len(xs) if wants_weights else 0),
+        [params[i].new_empty(params[i].shape) for i in wanted_params],
+    )
+
+
+def _norm_mixed_sum_default(xs, weights, *arguments):
+    y, statistics = reference_norm.planned_norm_mixed_sum(xs, weights, *arguments)
+    return _laid_out_like(xs[0], y), statistics
+
+
+def _norm_mixed_sum_backward_default(grad, xs, *arguments):
+    found = reference_norm.planned_norm_mixed_sum_backward(grad, xs, *arguments)
+    grad_xs, grad_weights, grad_params = found
+    return [_laid_out_like(xs[0], grad_x) for grad_x in grad_xs], grad_weights, grad_params
+
+
+LIB.impl("norm_mixed_sum", _norm_mixed_sum_default, "CompositeExplicitAutograd")
+LIB.impl("norm_mixed_sum_backward", _norm_mixed_sum_backward_default, "CompositeExplicitAutograd")
+for _key in ("Batched", "FuncTorchBatched"):
+    LIB.impl("norm_mixed_sum", reference_norm.planned_norm_mixed_sum, _key)
+    LIB.impl("norm_mixed_sum_backward", reference_norm.planned_norm_mixed_sum_backward, _key)

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from pyfast_nas import _ext
 from pyfast_nas.ops import _library, reference
-from pyfast_nas.ops._checks import FLOATING, check_mixed_sum, fits_mixed_sum
+from pyfast_nas.ops._checks import check_mixed_sum, fits_mixed_sum, widest_under_autocast
 
 __all__ = ["mixed_sum"]
 
@@ -66,7 +66,7 @@ def mixed_sum(xs: Sequence[Tensor], weights: Tensor) -> Tensor:
         Liu, Simonyan & Yang, "DARTS: Differentiable Architecture Search", ICLR 2019, eq. 2.
     """
     if not fits_mixed_sum(xs, weights):
-        xs = _widest_under_autocast(xs, weights)
+        xs = widest_under_autocast(xs, weights)
         check_mixed_sum(xs, weights)
     if not _ext.compiled_for(weights.device):
         return reference.mixed_sum(xs, weights)
@@ -77,18 +77,6 @@ def mixed_sum(xs: Sequence[Tensor], weights: Tensor) -> Tensor:
     if _needs_derivatives(weights, *xs):
         return _MixedSum.apply(weights, *xs)
     return _library.call_mixed_sum(xs, weights)
-
-
-def _widest_under_autocast(xs: Sequence[Tensor], weights: Tensor) -> Sequence[Tensor]:
-    """Bring floating candidates of different dtypes to the widest of them, under autocast only."""
-    kind = weights.device.type if isinstance(weights, Tensor) else "meta"
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
-        return xs
-    dtypes = {x.dtype for x in xs if isinstance(x, Tensor)}
-    if len(dtypes) < 2 or not dtypes <= set(FLOATING):
-        return xs
-    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-    return [x.to(dtype) if isinstance(x, Tensor) else x for x in xs]
 
 
 def _needs_derivatives(*tensors: Tensor) -> bool:
