@@ -1,0 +1,265 @@
+"""What is run when: cases chosen, results checked, providers timed in turn, rows made."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+
+from pyfast_nas.bench.child import (
+    ChildError,
+    allow_recompilation,
+    compile_cache,
+    compile_seconds,
+    resident_bytes,
+)
+from pyfast_nas.bench.memory import held_bytes, kept_bytes, peak_bytes
+from pyfast_nas.bench.networks import DARTSCase, NetworkCase
+from pyfast_nas.bench.operators import MIXED_SUM_CASES, NORM_MIXED_SUM_CASES, OperatorCase
+from pyfast_nas.bench.record import Row
+from pyfast_nas.bench.rivals import PROVIDERS
+from pyfast_nas.bench.sampling import GUMBEL_TOPK_CASES
+from pyfast_nas.bench.settings import Settings, network_cases
+from pyfast_nas.bench.steps import SEARCHES, StepCase
+from pyfast_nas.bench.timing import Timing, copy_bandwidth, measure
+from pyfast_nas.bench.workload import KINKS, Workload, check
+
+__all__ = ["bench", "bench_network", "bench_operator", "bench_steps"]
+
+# In float64 rounding grows through eight cells, and no value is close enough to a step to cross it.
+FLOAT64 = 1e-9
+
+Say = Callable[[str], None]
+
+
+def bench(what: str, settings: Settings, say: Say = lambda line: None) -> Iterator[list[Row]]:
+    """Run everything that ``what`` names; yield the rows of each case as they come.
+
+    Args:
+        what: One of ``settings.WHAT``.
+        settings: Sizes, rivals and patience.
+        say: Takes a line about what is going on.
+
+    Raises:
+        WrongResultError: If a provider computes something else.
+    """
+    if what == "operators":
+        bandwidth = copy_bandwidth()
+        for case in (*MIXED_SUM_CASES, *NORM_MIXED_SUM_CASES, *GUMBEL_TOPK_CASES):
+            for mode in case.modes:
+                say(f"{case.operator}, {case.name}, {mode}")
+                yield bench_operator(case, mode, seconds=settings.seconds, bandwidth=bandwidth)
+        return
+    if what == "step":
+        net = DARTSCase(batch=settings.batch_size, channels=settings.channels, cells=settings.cells)
+        yield bench_steps(StepCase(net=net), settings, say)
+        return
+    for case in network_cases(what, settings):
+        yield bench_network(case, settings, say)
+
+
+def bench_operator(
+    case: OperatorCase,
+    mode: str,
+    *,
+    seconds: float,
+    bandwidth: float,
+    device: str = "cpu",
+) -> list[Row]:
+    """Time all providers of an operator in one mode.
+
+    Args:
+        case: The operator at one size.
+        mode: One of its modes.
+        seconds: Time for each provider.
+        bandwidth: Bytes a second of a copy, from :func:`copy_bandwidth`.
+        device: Where to run.
+
+    Raises:
+        WrongResultError: If a provider computes something else.
+    """
+    works = case.workloads(device)
+    calls = {name: work.call(mode) for name, work in works.items()}
+    timings = measure(calls, seconds=seconds, device=device)
+    moved = case.bytes_moved(mode)
+    return [
+        Row(
+            operator=case.operator,
+            case=case.name,
+            mode=mode,
+            provider=name,
+            shape=case.sizes,
+            dtype="float32",
+            threads=torch.get_num_threads(),
+            timing=timing,
+            bytes_moved=moved,
+            copy_share=round(moved / (timing.p50 * 1e-6) / bandwidth, 3),
+            peak_bytes=peak_bytes(calls[name], device),
+            kept_bytes=kept_bytes(works[name].run, works[name].parameters)
+            if mode == "both"
+            else None,
+        )
+        for name, timing in timings.items()
+    ]
+
+
+def bench_network(
+    case: NetworkCase, settings: Settings, say: Say, device: str = "cpu"
+) -> list[Row]:
+    """Check, time and weigh every provider of an edge, a node, a cell or a super-net.
+
+    Args:
+        case: The network at one size.
+        settings: Rivals and patience.
+        say: Takes a line about what is going on.
+        device: Where to run.
+
+    Raises:
+        WrongResultError: If a provider computes something else.
+    """
+    say(f"{case.operator}, {case.name}: checking against float64")
+    with contextlib.ExitStack() as stack:
+        if any(PROVIDERS[name].compiles for name in settings.providers(case)):
+            stack.enter_context(compile_cache())
+            torch._dynamo.reset()
+            allow_recompilation()
+        works, notes, setup = _prepared(case, settings, say, device)
+        errors = _checked(case, works, device)
+        timings: dict[str, Mapping[str, Timing]] = {}
+        for mode in ("forward", "both"):
+            say(f"{case.operator}, {case.name}: timing {mode}")
+            calls = {name: work.call(mode) for name, work in works.items()}
+            timings[mode] = measure(
+                calls, seconds=settings.seconds, rounds=settings.rounds, device=device
+            )
+        say(f"{case.operator}, {case.name}: weighing")
+        weights = {
+            name: _memory(case, name, work, settings, device) for name, work in works.items()
+        }
+    common = {"operator": case.operator, "case": case.name, "shape": list(case.input_shapes[0])}
+    common |= {"dtype": "float32", "threads": torch.get_num_threads(), "images": case.batch}
+    rows = [
+        Row(
+            **common,
+            mode=mode,
+            provider=name,
+            timing=timing,
+            error=errors[name],
+            setup_seconds=round(setup.get(name, 0.0), 1),
+            **(weights[name] if mode == "both" else {}),
+        )
+        for mode, found in timings.items()
+        for name, timing in found.items()
+    ]
+    return rows + [
+        Row(**common, mode="both", provider=name, timing=None, note=note)
+        for name, note in notes.items()
+    ]
+
+
+def _prepared(
+    case: NetworkCase, settings: Settings, say: Say, device: str
+) -> tuple[dict[str, Workload], dict[str, str], dict[str, float]]:
+    """Workloads of the providers that run, why the others do not, seconds of compiling."""
+    works: dict[str, Workload] = {}
+    notes: dict[str, str] = {}
+    setup: dict[str, float] = {}
+    for name in settings.providers(case):
+        try:
+            if PROVIDERS[name].compiles:
+                say(f"{case.operator}, {case.name}: {name}")
+                setup[name] = compile_seconds(case, name, settings.compile_seconds)
+            works[name] = case.workload(name, device=device)
+        except (ChildError, NotImplementedError) as error:
+            notes[name] = str(error)
+    return works, notes, setup
+
+
+def _checked(case: NetworkCase, works: Mapping[str, Workload], device: str) -> dict[str, float]:
+    """Errors in float32; what is ours is compared in float64 as well, where the limit is sharp."""
+    truth = case.workload("eager", torch.float64, device).results()
+    plain = "eager"
+    wide = {plain: truth}
+    for name in works:
+        if PROVIDERS[name].is_native:
+            wide[name] = case.workload(name, torch.float64, device).results()
+            check(wide, truth, plain, f"{case.name} in float64", tolerance=FLOAT64)
+            del wide[name]
+    results = {name: work.results() for name, work in works.items()}
+    if plain not in results:
+        results[plain] = case.workload(plain, device=device).results()
+    return check(results, truth, plain, case.name, tolerance=KINKS)
+
+
+def _memory(
+    case: NetworkCase, name: str, work: Workload, settings: Settings, device: str
+) -> dict[str, int]:
+    found = {
+        "held_bytes": held_bytes(work.run, device),
+        "peak_bytes": peak_bytes(work.call("both"), device),
+    }
+    # A checkpoint keeps its inputs by other means than autograd's: what it saves says nothing.
+    if not PROVIDERS[name].checkpointed:
+        found["kept_bytes"] = kept_bytes(work.run, work.parameters)
+    if case.is_whole and settings.resident and device == "cpu" and not PROVIDERS[name].compiles:
+        with contextlib.suppress(ChildError):
+            found["resident_bytes"] = resident_bytes(case, name)
+    return found
+
+
+def bench_steps(
+    case: StepCase, settings: Settings, say: Say, searches: Sequence[str] = tuple(SEARCHES)
+) -> list[Row]:
+    """Time whole search steps, all in turn: ours of each search, and the plain DARTS step.
+
+    The plain step is the same measurement in the rows of every search.
+
+    Args:
+        case: The super-net.
+        settings: Rivals and patience.
+        say: Takes a line about what is going on.
+        searches: Keys of :data:`SEARCHES`.
+
+    Raises:
+        WrongResultError: If a step moves the weights elsewhere.
+    """
+    first, *_ = SEARCHES
+    rivals = [name for name in ("eager", "channels-last") if name in settings.rivals]
+    errors: dict[tuple[str, str], float] = {}
+    for search in searches:
+        say(f"step, {case.name(search)}: checking against float64")
+        # There is no plain MSG-DAS: the reference is what it is compared with.
+        plain = "eager" if search == first else "reference"
+        truth = case.stepper(plain, search, torch.float64).results()
+        wide = case.stepper("fused", search, torch.float64).results()
+        pair = {plain: truth, "fused": wide}
+        check(pair, truth, plain, f"a step of {search} in float64", tolerance=FLOAT64)
+        names = [plain, *(n for n in rivals if n != plain and search == first), "fused"]
+        results = {name: case.stepper(name, search).results() for name in names}
+        found = check(results, truth, plain, f"a step of {search}", tolerance=KINKS)
+        errors |= {(search, name): error for name, error in found.items()}
+    calls = {(first, name): case.stepper(name) for name in rivals}
+    calls |= {(search, "fused"): case.stepper("fused", search) for search in searches}
+    if "reference" in settings.rivals:
+        calls |= {(search, "reference"): case.stepper("reference", search) for search in searches}
+    say(f"step, {case.net.name}: timing {len(calls)} searches")
+    timings = measure(calls, seconds=settings.seconds, rounds=settings.rounds)
+    peaks = {at: peak_bytes(call) for at, call in calls.items()}
+    return [
+        Row(
+            operator="step",
+            case=case.name(search),
+            mode="step",
+            provider=name,
+            shape=list(case.net.input_shapes[0]),
+            dtype="float32",
+            threads=torch.get_num_threads(),
+            timing=timings[at],
+            images=case.net.batch,
+            peak_bytes=peaks[at],
+            error=errors.get((search, name)),
+        )
+        for search in searches
+        for at in calls
+        for name in [at[1]]
+        if at[0] == search or (at[0] == first and name in rivals)
+    ]

@@ -1,0 +1,153 @@
+"""Whole search steps: first-order DARTS in plain PyTorch, and ours."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyfast_nas import algorithms, spaces
+from pyfast_nas.bench.networks import CLASSES, DARTSCase
+from pyfast_nas.bench.rivals import PROVIDERS
+from pyfast_nas.typing import Batch
+
+__all__ = ["SEARCHES", "PlainSearch", "StepCase"]
+
+Step = Callable[[Batch, Batch], Mapping[str, Tensor]]
+
+# Case -> the algorithm that our provider runs. Guidance is one more forward pass of the super-net.
+SEARCHES: dict[str, Callable[[], Any]] = {
+    "first-order DARTS": algorithms.DARTS,
+    "MSG-DAS, K = 1": lambda: _msg_das(1),
+    "MSG-DAS, K = 2": lambda: _msg_das(2),
+    "MSG-DAS, K = 4": lambda: _msg_das(4),
+    "MSG-DAS, K = 2, without guidance": lambda: _msg_das(2, kd_weight=0.0),
+}
+
+
+def _msg_das(paths: int, **options: float) -> algorithms.MSGDAS:
+    # Past both warm-ups, so that a step does all that it ever does.
+    return algorithms.MSGDAS(paths=paths, alpha_warmup=0.0, kd_warmup=0.0, **options)
+
+
+class PlainSearch:
+    """First-order DARTS as a user writes it: Adam for the logits, SGD for the weights.
+
+    Only what is updated gets a gradient, so the architecture pass takes none of the weights. The
+    constants are those of the DARTS code and of `pyfast_nas.algorithms.DARTS`.
+
+    Args:
+        model: Network with ``arch_parameters()``.
+
+    References:
+        Liu, Simonyan & Yang, "DARTS: Differentiable Architecture Search", ICLR 2019, algorithm 1
+        with xi = 0.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.alphas = model.arch_parameters()
+        arch = set(self.alphas)
+        self.weights = [p for p in model.parameters() if p not in arch]
+        self.adam = torch.optim.Adam(
+            self.alphas, lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3, foreach=True
+        )
+        self.sgd = torch.optim.SGD(
+            self.weights, lr=0.025, momentum=0.9, weight_decay=3e-4, foreach=True
+        )
+
+    def step(self, train: Batch, valid: Batch) -> dict[str, Tensor]:
+        """Make one architecture step on ``valid``, then one weight step on ``train``."""
+        valid_loss, gradients = self._gradients(valid, self.alphas)
+        for alpha, gradient in zip(self.alphas, gradients, strict=True):
+            alpha.grad = gradient
+        self.adam.step()
+        train_loss, gradients = self._gradients(train, self.weights)
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            weight.grad = gradient
+        nn.utils.clip_grad_norm_(self.weights, 5.0, foreach=True)
+        self.sgd.step()
+        return {"train/loss": train_loss, "valid/loss": valid_loss}
+
+    def _gradients(self, batch: Batch, wanted: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        images, labels = batch
+        loss = F.cross_entropy(self.model(images), labels)
+        return loss.detach(), torch.autograd.grad(loss, wanted, materialize_grads=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepCase:
+    """Search steps on the DARTS super-net, with random images.
+
+    Attributes:
+        net: Sizes of the super-net and of the batch.
+    """
+
+    net: DARTSCase
+
+    def name(self, search: str) -> str:
+        """Label of tables and result rows."""
+        return f"{search}: {self.net.name}"
+
+    def stepper(
+        self,
+        provider: str,
+        search: str = "first-order DARTS",
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> "Stepper":
+        """Return a fresh search that makes steps of ``search`` as ``provider`` does."""
+        how = PROVIDERS[provider]
+        model = self.net.module(provider).to(device, dtype)
+        generator = torch.Generator().manual_seed(2)
+        shape = self.net.input_shapes[0]
+        batches = []
+        for _ in range(2):
+            images = torch.randn(shape, generator=generator).to(device, dtype)
+            labels = torch.randint(CLASSES, shape[:1], generator=generator).to(device)
+            batches.append((images, labels))
+        if how.channels_last:
+            model.to(memory_format=torch.channels_last)
+            batches = [(x.contiguous(memory_format=torch.channels_last), y) for x, y in batches]
+        if how.ours:
+            algorithm = SEARCHES[search]()
+            # Long enough that no timed step reaches the second epoch.
+            algorithm.prepare(
+                model,
+                space=spaces.DARTS(channels=self.net.channels, cells=self.net.cells),
+                epochs=2,
+                steps_per_epoch=1 << 40,
+                generator=torch.Generator().manual_seed(3),
+            )
+            weights = model.weight_parameters()
+        else:
+            algorithm = PlainSearch(model)
+            weights = algorithm.weights
+        return Stepper(algorithm.step, weights, *batches, provider=provider)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stepper:
+    """A search between two steps."""
+
+    step: Step
+    weights: list[nn.Parameter]
+    train: Batch
+    valid: Batch
+    provider: str = "eager"
+
+    def __call__(self) -> Mapping[str, Tensor]:
+        """Make one step."""
+        with PROVIDERS[self.provider].serving():
+            return self.step(self.train, self.valid)
+
+    def results(self) -> list[Tensor]:
+        """Make one step; return both losses and how far it moved every weight."""
+        before = copy.deepcopy([weight.detach() for weight in self.weights])
+        metrics = self()
+        losses = torch.stack([metrics["train/loss"], metrics["valid/loss"]])
+        moved = [now.detach() - was for now, was in zip(self.weights, before, strict=True)]
+        return [losses, *moved]

@@ -1,0 +1,154 @@
+"""What we set out to reach, beside what was measured."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from pyfast_nas.bench.summary import Record, best_rival, ours_of
+from pyfast_nas.viz.units import number
+
+__all__ = ["FOREIGN", "SUPERNET", "TARGETS", "Target", "figures", "rows_of"]
+
+# Cases whose figures are quoted elsewhere.
+SUPERNET = "DARTS, C = 16, 8 cells, batch 16"
+FOREIGN = "NAS-Bench-201, C = 16, N = 5, batch 16"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """One figure and its two marks.
+
+    Attributes:
+        what: What is measured.
+        must: Mark that has to be met.
+        reach: Mark that would be good.
+        figure: Takes all rows of a device, gives the figure or None where it was not measured.
+        unit: ``"x"`` for a ratio, where more is better, or ``"MiB"``, where less is.
+    """
+
+    what: str
+    must: float
+    reach: float
+    figure: Callable[[Sequence[Record]], float | None]
+    unit: str = "x"
+
+
+def rows_of(rows: Sequence[Record], operator: str, case: str, mode: str) -> list[Record]:
+    """Timed rows of a case, at the most threads it was run with."""
+    found = [
+        row
+        for row in rows
+        if (row["operator"], row["case"], row["mode"]) == (operator, case, mode) and row["timing"]
+    ]
+    threads = max((row["threads"] for row in found), default=0)
+    return [row for row in found if row["threads"] == threads]
+
+
+def _ratio(operator: str, case: str, mode: str, rival: str = "") -> Callable:
+    """Time of the best rival, of those whose name starts with ``rival``, over ours."""
+
+    def figure(rows: Sequence[Record]) -> float | None:
+        found = rows_of(rows, operator, case, mode)
+        ours, other = ours_of(found), best_rival(found, start=rival)
+        return other["timing"]["p50"] / ours["timing"]["p50"] if ours and other else None
+
+    return figure
+
+
+def _kept(rows: Sequence[Record]) -> float | None:
+    ours = ours_of(rows_of(rows, "supernet", SUPERNET, "both"))
+    return ours["kept_bytes"] / ours["images"] / 2**20 if ours and "kept_bytes" in ours else None
+
+
+def _smallest(*parts: Callable) -> Callable:
+    def figure(rows: Sequence[Record]) -> float | None:
+        values = [part(rows) for part in parts]
+        return None if None in values else min(values)
+
+    return figure
+
+
+TARGETS = (
+    Target(
+        what="DARTS super-net, forward + backward, against eager NCHW",
+        must=5.0,
+        reach=10.0,
+        figure=_ratio("supernet", SUPERNET, "both", "eager"),
+    ),
+    Target(
+        what="against eager channels-last",
+        must=2.8,
+        reach=4.0,
+        figure=_ratio("supernet", SUPERNET, "both", "channels-last"),
+    ),
+    Target(
+        what="against the best torch.compile setting that runs",
+        must=2.5,
+        reach=4.0,
+        figure=_ratio("supernet", SUPERNET, "both", "compile"),
+    ),
+    Target(
+        what="saved for backward, an image",
+        must=8.0,
+        reach=2.0,
+        figure=_kept,
+        unit="MiB",
+    ),
+    Target(
+        what="NAS-Bench-201 super-net, forward + backward, against torch.compile of the whole",
+        must=1.0,
+        reach=1.5,
+        figure=_ratio("supernet", FOREIGN, "both", "compile-whole"),
+    ),
+    Target(
+        what="MSG-DAS step, K = 2, against the eager DARTS step",
+        must=6.0,
+        reach=15.0,
+        figure=_ratio("step", f"MSG-DAS, K = 2: {SUPERNET}", "step", "eager"),
+    ),
+    Target(
+        what="mixed_sum, forward + backward, 8 x [64,16,32,32], against the best rival",
+        must=1.0,
+        reach=1.5,
+        figure=_ratio("mixed_sum", "8 x [64x16x32x32]", "both"),
+    ),
+    Target(
+        what="gumbel_topk without gradient, 1,024 to 65,536 rows, against the best rival",
+        must=6.0,
+        reach=14.0,
+        figure=_smallest(
+            _ratio("gumbel_topk", "1024x8_k2", "forward"),
+            _ratio("gumbel_topk", "65536x16_k2", "forward"),
+        ),
+    ),
+    Target(
+        what="the same at [14, 8]",
+        must=1.5,
+        reach=5.0,
+        figure=_ratio("gumbel_topk", "14x8_k2", "forward"),
+    ),
+)
+
+
+def figures(rows: Sequence[Record]) -> list[list[str]]:
+    """Return what, figure, both marks and the verdict of every target.
+
+    Example:
+        >>> figures([])[0][1:]
+        ['', '5 x', '10 x', 'not measured']
+    """
+    lines = []
+    for target in TARGETS:
+        value = target.figure(rows)
+        marks = [f"{number(mark)} {target.unit}" for mark in (target.must, target.reach)]
+        shown = "" if value is None else f"{value:.2f} {target.unit}"
+        lines.append([target.what, shown, *marks, _verdict(target, value)])
+    return lines
+
+
+def _verdict(target: Target, value: float | None) -> str:
+    if value is None:
+        return "not measured"
+    sign = 1 if target.unit == "x" else -1
+    if sign * value >= sign * target.reach:
+        return "reached"
+    return "met" if sign * value >= sign * target.must else "missed"

@@ -1,0 +1,81 @@
+"""Clock, scales and judge: what they count, and what they refuse."""
+
+import math
+
+import pytest
+import torch
+
+from pyfast_nas.bench.memory import held_bytes, kept_bytes, peak_bytes, resident_peak
+from pyfast_nas.bench.timing import measure
+from pyfast_nas.bench.workload import LARGEST_PLAIN_ERROR, WrongResultError, check
+
+
+def test_providers_take_turns():
+    order = []
+    timings = measure(
+        {name: lambda name=name: order.append(name) or sum(range(20_000)) for name in "ab"},
+        seconds=1e-4,
+        rounds=9,
+    )
+    assert order[-18:] == list("ab") * 9
+    assert all(0 < t.p20 <= t.p50 <= t.p80 for t in timings.values())
+
+
+def test_a_slower_call_has_the_larger_median():
+    timings = measure(
+        {"short": lambda: sum(range(100)), "long": lambda: sum(range(100_000))}, seconds=0.01
+    )
+    assert timings["long"].p50 > 20 * timings["short"].p50
+
+
+def test_kept_bytes_count_a_storage_once_and_no_parameter():
+    x = torch.ones(1000, requires_grad=True)
+    weight = torch.ones(1000, requires_grad=True)
+    # The product keeps x and the weight, each sine a view of the product.
+    call = lambda: (y := x * weight)[:500].sin().sum() + y[500:].sin().sum()  # noqa: E731
+    assert kept_bytes(call, [weight]) == 4000 + 4000
+    assert kept_bytes(call) == 4000 + 4000 + 4000
+    with torch.no_grad():
+        assert kept_bytes(call) == 0
+
+
+def test_held_and_peak_bytes():
+    x = torch.ones(1000)
+    assert held_bytes(lambda: x.exp().sin()) == 4000  # without a graph the first is gone
+    assert peak_bytes(lambda: x.exp().sin().sum()) >= 8000
+
+
+def test_resident_peak_sees_memory_that_is_freed_again():
+    size = 64 << 20
+    assert 0.9 * size < resident_peak(lambda: torch.ones(size // 4).sum()) < 1.5 * size
+
+
+def results(*values):
+    return [torch.tensor(value) for value in values]
+
+
+def test_a_wrong_gradient_stops_the_bench():
+    truth = [t.double() for t in results([1.0, 2.0], *([[1.0, -1.0]] * 100))]
+    right = [t.float() for t in truth]
+    wrong = [*right[:-1], -right[-1]]
+    assert check({"plain": right, "ours": right}, truth, "plain", "c")["ours"] == 0
+    # One of a hundred is enough, also where whole networks are excused their kinks.
+    for tolerance in (None, 5e-3):
+        with pytest.raises(WrongResultError, match="ours must compute c to a relative error"):
+            check({"plain": right, "ours": wrong}, truth, "plain", "c", tolerance)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_is_wrong(bad):
+    truth = [t.double() for t in results([1.0], [1.0])]
+    right = [t.float() for t in truth]
+    for broken in (results([bad], [1.0]), results([1.0], [bad])):
+        with pytest.raises(WrongResultError, match="ours"):
+            check({"plain": right, "ours": broken}, truth, "plain", "c")
+
+
+def test_a_plain_result_that_is_far_off_is_no_excuse():
+    truth = [t.double() for t in results([1.0], [1.0])]
+    plain = [(1 + 2 * LARGEST_PLAIN_ERROR) * t.float() for t in truth]
+    with pytest.raises(WrongResultError, match="plain"):
+        check({"plain": plain}, truth, "plain", "c")
