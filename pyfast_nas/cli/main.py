@@ -30,6 +30,7 @@ COMMANDS = {
     "report": Command("report", "Report", "write the HTML report of a run once more", "FOLDER"),
     "inspect": Command("inspect", "Inspect", "show a genotype or a run in readable form", "PATH"),
     "info": Command("info", "Info", "say what is installed and which kernels serve"),
+    "bench": Command("bench", "Bench", "time kernels and super-nets against plain PyTorch"),
     "build": Command("build", "Build", "compile the kernels for this machine"),
 }
 USAGE = "usage: pyfast-nas COMMAND [OPTIONS]"
