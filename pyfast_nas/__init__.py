@@ -9,9 +9,11 @@ from pyfast_nas._version import __version__
 from pyfast_nas.engine import SearchConfig, SearchResult, TrainConfig, TrainResult, search, train
 from pyfast_nas.errors import Error
 from pyfast_nas.info import Info, info
+from pyfast_nas.nn.accelerate import AccelerateReport, accelerate, restore
 from pyfast_nas.spaces import Genotype
 
 __all__ = [
+    "AccelerateReport",
     "Error",
     "Genotype",
     "Info",
@@ -20,6 +22,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "__version__",
+    "accelerate",
     "algorithms",
     "data",
     "engine",
@@ -27,6 +30,7 @@ __all__ = [
     "info",
     "nn",
     "ops",
+    "restore",
     "search",
     "spaces",
     "train",

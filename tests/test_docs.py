@@ -1,4 +1,4 @@
-"""The documentation runs: every docstring example, and every Python block of the README."""
+"""The documentation runs: every docstring example, and every Python block of the pages below."""
 
 import doctest
 import importlib
@@ -17,6 +17,7 @@ MODULES = sorted(
     for module in pkgutil.walk_packages(pyfast_nas.__path__, "pyfast_nas.")
     if not module.name.endswith(("__main__", "._C", "._version"))
 )
+PAGES = ("README.md", "docs/accelerate.md")
 PUBLIC = ("pyfast_nas", "pyfast_nas.ops")
 
 
@@ -47,13 +48,13 @@ def test_public_functions_have_an_example(name: str) -> None:
 
 
 def blocks() -> list[str]:
-    """Return the Python blocks of the README."""
-    text = (REPOSITORY / "README.md").read_text()
+    """Return the Python blocks of the pages."""
+    text = "".join((REPOSITORY / page).read_text() for page in PAGES)
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("block", blocks(), ids=lambda block: block.splitlines()[0][:40])
-def test_readme_block_runs(block: str, tmp_path: Path, monkeypatch) -> None:
+def test_block_runs(block: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     exec(block, {"__name__": "readme"})
 
