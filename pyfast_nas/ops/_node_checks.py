@@ -102,7 +102,7 @@ def _check_candidate(
         )
     elif candidate.norm is not None:
         _check_norm(where, candidate.norm, channels, xs[0], out)
-    if width not in (None, channels):
+    if width is not None and width != channels:
         raise ValueError(
             f"{_OP}: {where} must give {width} channels like the others, got {channels}"
         )

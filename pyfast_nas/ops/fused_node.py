@@ -25,6 +25,7 @@ def serves_fused_node(x: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and x.dim() == 4
+        and x.numel() > 0
         and _ext.compiled_for(x.device)
     )
 
@@ -109,6 +110,12 @@ def _given_statistics(candidates: Sequence[Candidate], x: Tensor) -> Tensor | No
     )
 
 
+def _is_batched(grad: Tensor) -> bool:
+    """Say whether a backward runs under vmap, also that of is_grads_batched."""
+    is_legacy = torch._C._functorch.is_legacy_batchedtensor(grad)
+    return is_legacy or torch._C._are_functorch_transforms_active()
+
+
 class _FusedNode(_library.DirectFunction):
     """(plan, given, weights, *xs, *params) -> (y, statistics)."""
 
@@ -132,7 +139,7 @@ class _FusedNode(_library.DirectFunction):
             return None, None, *(None for _ in ctx.needs_input_grad[2:])
         statistics, *tensors = ctx.saved_tensors
         needs = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        if torch.is_grad_enabled() or _is_batched(grad):
             given = statistics if ctx.has_given else None
             return None, None, *_by_reference(ctx.plan, grad, tensors, given, needs)
         return None, None, *_by_kernel(ctx.plan, grad, tensors, statistics, needs)
@@ -192,3 +199,43 @@ def _by_reference(
         found = torch.autograd.grad(y, wanted, grad, create_graph=True, allow_unused=True)
     left = iter(found)
     return [next(left) if need else None for need in needs]
+
+
+def _save(ctx, inputs, output) -> None:
+    xs, weights, params, given, layout, eps, strides = inputs
+    _, statistics = output
+    ctx.plan = Plan(tuple(layout), tuple(eps), tuple(strides))
+    ctx.has_given, ctx.edges = given is not None, len(xs)
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(statistics)
+    ctx.save_for_backward(statistics, weights, *xs, *params)
+
+
+def _differentiate(ctx, grad, _grad_statistics):
+    statistics, *tensors = ctx.saved_tensors
+    needs_xs, needs_weights, needs_params, *_ = ctx.needs_input_grad
+    needs = [needs_weights, *needs_xs, *needs_params]
+    gradients = [None] * len(tensors)
+    if grad is not None:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            given = statistics if ctx.has_given else None
+            gradients = _by_reference(ctx.plan, grad, tensors, given, needs)
+        else:
+            gradients = _by_kernel(ctx.plan, grad, tensors, statistics, needs)
+    of_weights, of_xs = gradients[0], gradients[1 : 1 + ctx.edges]
+    return of_xs, of_weights, gradients[1 + ctx.edges :], None, None, None, None
+
+
+def _save_nothing(ctx, inputs, output) -> None:
+    pass
+
+
+def _refuse_to_differentiate(ctx, *_gradients):
+    raise RuntimeError(
+        "fused_node_backward: a derivative of the compiled backward must be taken through "
+        "pyfast_nas.ops.fused_node with create_graph=True, got one of the operator itself"
+    )
+
+
+_library.register_autograd("fused_node", _differentiate, _save)
+_library.register_autograd("fused_node_backward", _refuse_to_differentiate, _save_nothing)
