@@ -22,7 +22,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -p no:benchmark
 TIMED := @start=$$(date +%s);
 TOOK = echo "set-up: $(1) took $$(( $$(date +%s) - start )) s"
 
-.PHONY: search test test-long asan bench lint format clean
+.PHONY: search test test-long asan bench bench-long lint format clean
 
 search: $(KERNELS)
 	@$(BIN)/pyfast-nas search $(ARGS)
@@ -42,6 +42,16 @@ asan: $(READY_DEV)
 
 bench: $(READY_DEV) $(KERNELS)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+	$(BIN)/python -m benchmarks.tables
+
+# The networks once more beside torch.compile of edges, cells and the whole: hours, since each of
+# them may compile for one. What is not done by then stands in the tables as such.
+bench-long: $(READY_DEV) $(KERNELS)
+	for what in edge cell supernet; do \
+	  $(BIN)/pyfast-nas bench --what $$what --compile --compile-seconds 3600 --output benchmarks/results \
+	    --rivals eager channels-last checkpoint compile-whole compile-whole-channels-last \
+	    $(ARGS) || exit 1; \
+	done
 	$(BIN)/python -m benchmarks.tables
 
 lint: $(READY_DEV)
@@ -76,7 +86,7 @@ $(READY_DEV): $(READY)
 	PYFAST_NAS_BUILD=none $(PIP) --no-build-isolation -e ".[dev]" && \
 	rm -f $(VENV)/.kernels-* && touch $@ && $(call TOOK,the test tools)
 
-$(KERNELS): $(READY) $(SOURCES) | $(if $(filter test test-long bench,$(MAKECMDGOALS)),$(READY_DEV))
+$(KERNELS): $(READY) $(SOURCES) | $(if $(filter test test-long bench bench-long,$(MAKECMDGOALS)),$(READY_DEV))
 	$(TIMED) \
 	$(BIN)/python csrc/build.py --inplace --kind $(PYFAST_NAS_BUILD) --brief && \
 	rm -f $(VENV)/.kernels-* && touch $@ && $(call TOOK,the kernels)

@@ -4,8 +4,9 @@ A difference smaller than the spread (the quantiles p20 to p80 overlap) is calle
 """
 
 import argparse
-import json
 from pathlib import Path
+
+from pyfast_nas.bench import read
 
 __all__ = ["compare", "main"]
 
@@ -13,8 +14,7 @@ KEY = ("operator", "case", "mode", "dtype", "threads", "provider", "device")
 
 
 def _rows(path: Path) -> dict[tuple, dict]:
-    rows = json.loads(path.read_text())["rows"]
-    return {tuple(row[name] for name in KEY): row["timing"] for row in rows}
+    return {tuple(row[name] for name in KEY): row["timing"] for row in read(path) if row["timing"]}
 
 
 def compare(base: Path, head: Path) -> str:

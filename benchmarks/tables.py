@@ -1,81 +1,97 @@
-"""Write docs/benchmarks.md from the result files: ``python -m benchmarks.tables``."""
+"""Make docs/benchmarks.md and its picture of the result files: ``python -m benchmarks.tables``."""
 
-import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+
+from benchmarks.picture import picture
+from benchmarks.texts import HEAD, TEXTS
+from pyfast_nas.bench import read
+from pyfast_nas.bench.record import OURS
+from pyfast_nas.bench.summary import Record, best_rival, by_case, mebibytes, ours_of, table, time
+from pyfast_nas.bench.targets import figures
 
 __all__ = ["main", "page"]
 
 FOLDER = Path(__file__).parent
-PAGE = FOLDER.parent / "docs" / "benchmarks.md"
-
-HEAD = """# Benchmarks
-
-Every figure stands in a file of `benchmarks/results/`, one per device; this page is made from them
-by `python -m benchmarks.tables`. Times are medians in microseconds. All providers of a row were
-timed in turn in one process on random data, after their results had been checked against float64.
-What is not here has not been measured yet.
-
-`mixed_sum` is bound by memory traffic: forward and backward move 26 tensors, the Python loop 85
-and, since caches read what they are about to overwrite, 31 more. Where the tensors do not fit into
-a cache, that count bounds the gain over the loop. At few elements the call itself counts.
-
-`gumbel_topk` is bound by arithmetic: Philox and two logarithms for every number. With a gradient at
-a few rows it is bound by the autograd function in Python, and slower there than plain operations.
-"""
+DOCS = FOLDER.parent / "docs"
 
 
 def page(folder: Path = FOLDER / "results") -> str:
     """Return the Markdown of all result files in ``folder``."""
     parts = [HEAD]
     for path in sorted(folder.glob("*.json")):
-        rows = json.loads(path.read_text())["rows"]
+        rows = read(path)
         if not rows:
             continue
         parts.append(f"## {rows[0]['device']}\n")
+        head = ["what", "figure", "must", "reach for", ""]
+        parts.append(f"### Targets\n\n{_markdown(head, figures(rows))}")
         by_operator = defaultdict(list)
         for row in rows:
             by_operator[row["operator"]].append(row)
-        for operator, some in sorted(by_operator.items()):
-            parts.append(_table(operator, some))
+        order = [*TEXTS, *sorted(by_operator.keys() - TEXTS.keys())]
+        for operator in [name for name in order if name in by_operator]:
+            parts.append(_section(operator, by_operator[operator]))
     return "\n".join(parts)
 
 
-def _table(operator: str, rows: list[dict]) -> str:
-    cells: dict[tuple, dict[str, dict]] = defaultdict(dict)
-    providers: dict[str, None] = {}
-    for row in rows:
-        cells[row["case"], row["dtype"], row["mode"], row["threads"]][row["provider"]] = row
-        providers[row["provider"]] = None
-    rivals = sorted(name for name in providers if name != "fused")
+def _section(operator: str, rows: Sequence[Record]) -> str:
     versions = sorted({f"torch {row['torch']}, commit {row['commit']}" for row in rows})
-    head = ["case", "dtype", "mode", "threads", *rivals, "fused", "best rival / fused"]
-    lines = [f"### {operator}\n", f"{'; '.join(versions)}.\n"]
-    lines += ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
+    parts = [f"### {operator}\n", TEXTS.get(operator, ""), f"{'; '.join(versions)}.\n"]
+    if operator in ("supernet", "step"):
+        for (_, case, dtype, threads), some in by_case(rows).items():
+            parts.append(f"**{case}**, {dtype}, {threads} threads\n\n{_markdown(*table(some))}")
+    else:
+        parts.append(_markdown(*_wide(rows)))
+    return "\n".join(part for part in parts if part)
+
+
+def _wide(rows: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+    """One line a case and mode, one column a provider."""
+    found: dict[tuple, dict[str, Record]] = defaultdict(dict)
+    for row in rows:
+        found[row["case"], row["dtype"], row["mode"], row["threads"]][row["provider"]] = row
+    names = {row["provider"] for row in rows}
+    rivals = sorted(names - set(OURS))
+    ours = [name for name in OURS if name in names]
+    kept = any(row.get("images") for row in rows)
+    head = ["case", "dtype", "mode", "threads", *rivals, *ours, "best rival / ours"]
+    head += ["saved, eager", "saved, ours"] if kept else []
+    lines = []
     # Large cases first, and of each the modes from the part to the whole.
-    order = sorted(cells, key=lambda key: (-_bytes(cells[key]), key[0], str(key)))
-    for key in order:
-        found = cells[key]
-        times = [_time(found.get(name)) for name in [*rivals, "fused"]]
-        medians = [found[name]["timing"]["p50"] for name in rivals if name in found]
-        ratio = ""
-        if medians and "fused" in found:
-            ratio = f"{min(medians) / found['fused']['timing']['p50']:.2f}"
-        lines.append("| " + " | ".join([*map(str, key), *times, ratio]) + " |")
-    return "\n".join(lines) + "\n"
+    for key in sorted(found, key=lambda key: (-_size(found[key]), key[0], str(key))):
+        some = found[key]
+        times = [time(some.get(name)) for name in [*rivals, *ours]]
+        best, us = best_rival(some.values()), ours_of(some.values())
+        ratio = f"{best['timing']['p50'] / us['timing']['p50']:.2f}" if best and us else ""
+        line = [*map(str, key), *times, ratio]
+        lines.append(line + ([_saved(some.get("eager")), _saved(us)] if kept else []))
+    return head, lines
 
 
-def _bytes(found: dict[str, dict]) -> int:
-    return max(row["bytes_moved"] for row in found.values())
+def _size(found: dict[str, Record]) -> int:
+    """Rank of a case: by its traffic, or by the time that the slowest takes."""
+    return max(
+        row["bytes_moved"] or (row["timing"] or {"p50": 0.0})["p50"] for row in found.values()
+    )
 
 
-def _time(row: dict | None) -> str:
-    return "" if row is None else f"{row['timing']['p50']:,.1f}"
+def _saved(row: Record | None) -> str:
+    if row is None or "kept_bytes" not in row:
+        return ""
+    return f"{mebibytes(row['kept_bytes'] / row['images'])} MiB an image"
+
+
+def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---"] * len(head)
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *lines))
 
 
 def main() -> None:
-    """Write the page."""
-    PAGE.write_text(page())
+    """Write the page and its picture."""
+    (DOCS / "benchmarks.md").write_text(page(), encoding="utf-8")
+    (DOCS / "benchmarks.svg").write_text(picture(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,52 @@
+"""What docs/benchmarks.md says around its tables, by operator."""
+
+__all__ = ["HEAD", "TEXTS"]
+
+HEAD = """# Benchmarks
+
+Every figure stands in a file of `benchmarks/results/`, one per device; this page and its picture
+are made from them by `python -m benchmarks.tables`. `make bench` measures, `make bench-long` adds
+`torch.compile` of networks, `pyfast-nas bench` prints the same tables on any machine. Times are
+medians. All providers of a row were timed in turn in one process on random data, after their
+results had been checked against float64. What is not here has not been measured yet.
+
+![Times and memory of our code and of its rivals](benchmarks.svg)
+"""
+
+TEXTS = {
+    "supernet": """\
+The whole search super-net on images of CIFAR-10's shape, float32. `eager` is plain PyTorch
+(`pyfast_nas/bench/plain_*.py`), `checkpoint` computes each cell again in backward and lies
+channels-last, `compile-edge` and `compile-cell` give `torch.compile` each edge or cell on its own,
+`fused` is `spaces.DARTS().supernet()`, `accelerate` the plain model after `pyfast_nas.accelerate`.
+Saved is what autograd keeps for backward beyond parameters, held what torch's allocator holds after
+the forward pass (checkpoints keep their inputs outside of autograd's books): MiB an image. Peak is
+the allocator's, resident that of a fresh process above its idle state, scratch of kernels included:
+MiB. The error is the relative one against float64; single values on the other side of a ReLU or
+a max pool make most of it, in eager PyTorch as well.
+""",
+    "step": """\
+One search step, an update of the architecture and one of the weights. `eager` is the first-order
+DARTS step in plain PyTorch in the rows of every search. MSG-DAS runs with its defaults, past both
+warm-ups; guidance is one more forward pass of the whole super-net.
+""",
+    "edge": """\
+One mixed edge with all eight candidates. `fused` gets channels-last as inside a network,
+`fused-nchw` has to convert.
+""",
+    "node": "Two such edges into one node.\n",
+    "cell": "A whole cell: 14 edges and the layers that align its inputs.\n",
+    "mixed_sum": """\
+Bound by memory traffic: forward and backward move 26 tensors, the Python loop 85 and, since caches
+read what they are about to overwrite, 31 more. Where the tensors do not fit into a cache, that
+count bounds the gain over the loop. At few elements the call itself counts.
+""",
+    "norm_mixed_sum": """\
+Six of eight candidates end in a batch norm. `mixed_sum` stands for torch's batch norms followed by
+our weighted sum, which is what folding them saves.
+""",
+    "gumbel_topk": """\
+Bound by arithmetic: Philox and two logarithms for every number. With a gradient at a few rows it is
+bound by the autograd function in Python.
+""",
+}
