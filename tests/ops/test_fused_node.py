@@ -87,6 +87,25 @@ def test_large_mean_small_deviation(case, kernels):
         assert relative_error(got, want) <= 2 * relative_error(eager, want) + 1e-5
 
 
+def test_a_product_whose_terms_cancel(kernels):
+    """Channels nearly equal, rows that sum to zero: a variance out of almost nothing."""
+    case = NodeCase((4, 16, 8, 8), windows=(((0, 1),), SEP3), pools=False)
+    xs, weights, candidates, gradient = case.make(torch.float64)
+    xs = [x.abs() * 1e-3 + x[:, :1].abs() for x in xs]
+    matrices = [c.stages[0].matrix - c.stages[0].matrix.mean(1, keepdim=True) for c in candidates]
+    candidates = [
+        c._replace(stages=(c.stages[0]._replace(taps=None, matrix=m), *c.stages[1:]))
+        for c, m in zip(candidates, matrices, strict=True)
+    ]
+    wide = [xs, weights, candidates, gradient, case.strides]
+    narrow = [[x.float() for x in xs], weights.float(), cast(candidates, torch.float32)]
+    narrow += [gradient.float(), case.strides]
+    truth = with_gradients(reference_edges.fused_node, *wide)
+    plain = with_gradients(reference_edges.fused_node, *narrow)
+    for got, eager, want in zip(with_gradients(ops.fused_node, *narrow), plain, truth, strict=True):
+        assert relative_error(got, want) <= 2 * relative_error(eager, want) + 1e-5
+
+
 @pytest.mark.promise("K9")
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced", "expanded", "offset"])
 def test_layouts_of_inputs_and_gradient(layout, kernels):
