@@ -9,7 +9,8 @@ from pyfast_nas._version import __version__
 from pyfast_nas.engine import SearchConfig, SearchResult, TrainConfig, TrainResult, search, train
 from pyfast_nas.errors import Error
 from pyfast_nas.info import Info, info
-from pyfast_nas.nn.accelerate import AccelerateReport, accelerate, restore
+from pyfast_nas.nn.accelerate import accelerate, restore
+from pyfast_nas.nn.acceleration_report import AccelerateReport
 from pyfast_nas.spaces import Genotype
 
 __all__ = [

@@ -13,51 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyfast_nas.nn.acceleration_report import AccelerateReport, count
 from pyfast_nas.nn.forms import Form, guesses, parameters_of_forward
 from pyfast_nas.nn.fusion import Hint, Recipes, is_served
 from pyfast_nas.nn.mixed_op import MixedOp
 from pyfast_nas.nn.recognition import foreign_settings
 from pyfast_nas.nn.verification import compare_candidate, compare_form, hint_of
 
-__all__ = ["AccelerateReport", "accelerate", "restore"]
+__all__ = ["accelerate", "restore"]
 
 _STATE = "_pyfast_nas"
 _SIMPLE = (int, float, str, type(None), torch.dtype, type, Callable)
-
-
-@dataclasses.dataclass(frozen=True)
-class AccelerateReport:
-    """What `accelerate` did.
-
-    Attributes:
-        replaced: Name of each module that was replaced -> how many of its candidates are fused.
-        left_alone: Name of each module that looked like a sum of candidates and was left as it
-            is -> why.
-        plain: Name of each candidate of a replaced module that runs as it stands -> why.
-        notes: What else there is to know.
-
-    Example:
-        >>> report = AccelerateReport({"cells.0.edge": "2 of 2 candidates"}, {}, {}, ())
-        >>> print(report)
-        replaced 1 module
-          2 of 2 candidates in a fused node: cells.0.edge
-    """
-
-    replaced: dict[str, str]
-    left_alone: dict[str, str]
-    plain: dict[str, str]
-    notes: tuple[str, ...]
-
-    def __str__(self) -> str:
-        lines = [f"replaced {_count(self.replaced, 'module')}"]
-        lines += _grouped({n: f"{what} in a fused node" for n, what in self.replaced.items()})
-        for title, names in (
-            (f"left alone {_count(self.left_alone, 'module')}", self.left_alone),
-            (f"beside fused nodes {_count(self.plain, 'candidate')} as modules", self.plain),
-        ):
-            if names:
-                lines += [title, *_grouped(names)]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
 def accelerate(model: nn.Module) -> AccelerateReport:
@@ -133,13 +99,13 @@ def restore(model: nn.Module) -> int:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"restore: model must be a torch.nn.Module, got {type(model).__name__}")
-    count = 0
+    restored = 0
     for module in model.modules():
         if isinstance(module, _Accelerated):
             module.__class__ = type(module)._original
             del module.__dict__[_STATE]
-            count += 1
-    return count
+            restored += 1
+    return restored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,14 +253,14 @@ def _apply(module: nn.Module, name: str, verdict: _Verdict, report: AccelerateRe
         return
     module.__dict__[_STATE] = state
     total = verdict.fused + len(verdict.plain)
-    report.replaced[name] = f"{verdict.fused} of {_count(range(total), 'candidate')}"
+    report.replaced[name] = f"{verdict.fused} of {count(range(total), 'candidate')}"
     for candidate, why in verdict.plain.items():
         report.plain[f"{name}.{candidate}" if name else candidate] = why
 
 
 def _notes(model: nn.Module, report: AccelerateReport) -> Iterator[str]:
     if ours := sum(isinstance(module, MixedOp) for module in model.modules()):
-        yield f"{_count(range(ours), 'pyfast_nas MixedOp')} run in fused nodes anyway"
+        yield f"{count(range(ours), 'pyfast_nas MixedOp')} run in fused nodes anyway"
     elif not report.replaced and not report.left_alone:
         yield "no module has a list of candidates and a forward(x, weights)"
     devices = {p.device.type for p in model.parameters()} - {"cpu"}
@@ -344,17 +310,3 @@ def _frozen(value: object) -> object | None:
 
 def _is_inside(name: str, other: str) -> bool:
     return name != other and (not other or name.startswith(other + "."))
-
-
-def _count(things: object, word: str) -> str:
-    return f"{len(things)} {word}{'' if len(things) == 1 else 's'}"
-
-
-def _grouped(reasons: dict[str, str]) -> Iterator[str]:
-    """Yield one line for each reason with the names that it holds for."""
-    names: dict[str, list[str]] = {}
-    for name, why in reasons.items():
-        names.setdefault(why, []).append(name or "the model")
-    for why, which in names.items():
-        more = f" and {len(which) - 3} more" if len(which) > 3 else ""
-        yield f"  {why}: {', '.join(which[:3])}{more}"

@@ -12,7 +12,8 @@ from torch.autograd import forward_ad
 from torch.nn.modules import module as _module
 
 from pyfast_nas import ops
-from pyfast_nas.nn.recognition import NormLayer, Recipe, foreign_leaf, recognise
+from pyfast_nas.nn.recipes import NormLayer, Recipe
+from pyfast_nas.nn.recognition import foreign_leaf, recognise
 
 __all__ = ["FusedCall", "Hint", "Recipes", "Term", "gather", "is_served", "run_alone"]
 

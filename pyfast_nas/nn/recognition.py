@@ -4,17 +4,16 @@ Layers of `torch.nn` and the order in which they are held decide, never the name
 class. Nothing is run here.
 """
 
-import dataclasses
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pyfast_nas.nn.primitives import SkipConnect, Zero
-from pyfast_nas.ops import Candidate, Norm, Stage
+from pyfast_nas.nn.recipes import NormLayer, Recipe, StageLayers
 
-__all__ = ["NormLayer", "Recipe", "foreign_leaf", "foreign_settings", "recognise"]
+__all__ = ["foreign_leaf", "foreign_settings", "recognise"]
 
 # Settings of a layer that say what it computes beside its tensors. They are compared at every
 # call: whoever changes a stride afterwards gets the plain module.
@@ -34,135 +33,6 @@ _SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
 _OWN_KEYS = frozenset(nn.Module().__dict__)
 # Values that cannot change without being replaced.
 _FIXED = (int, float, str, tuple, type(None), torch.dtype)
-_hooks = operator.itemgetter(
-    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-)
-_norm_state = operator.itemgetter("training", "track_running_stats", "eps")
-_norm_buffers = operator.itemgetter("running_mean", "running_var")
-
-
-class NormLayer:
-    """A `BatchNorm2d` as a fused node sees it."""
-
-    __slots__ = ("buffers", "channels", "own", "parameters")
-
-    def __init__(self, layer: nn.BatchNorm2d) -> None:
-        self.own = layer.__dict__
-        self.parameters = layer._parameters
-        self.buffers = layer._buffers
-        self.channels = layer.num_features
-
-    def tracks(self) -> bool:
-        """Say whether a pass as of now moves the running statistics."""
-        training, tracks, _ = _norm_state(self.own)
-        return training and tracks and self.buffers["running_mean"] is not None
-
-    def read(self, rows: "list[NormLayer | None]") -> Norm | None:
-        """Return the norm as of now, or None where it is in a state that torch has no use for.
-
-        Args:
-            rows: Gets one entry: this layer if the pass moves its running statistics, else None.
-        """
-        training, tracks, eps = _norm_state(self.own)
-        gamma, beta = self.parameters.get("weight"), self.parameters.get("bias")
-        mean, var = _norm_buffers(self.buffers)
-        if (gamma is None) != (beta is None) or (mean is None) != (var is None):
-            return None
-        if training or mean is None:
-            rows.append(self if training and tracks and mean is not None else None)
-            return Norm(gamma, beta, None, None, eps)
-        rows.append(None)
-        return Norm(gamma, beta, mean, var, eps)
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class _StageLayers:
-    """One stage of a convolution candidate: where its tensors are found."""
-
-    depthwise: dict | None  # parameters of the layer, or None without one
-    pointwise: dict
-    norm: NormLayer
-    dilation: int
-
-    def read(self, rows: list[NormLayer | None]) -> Stage | None:
-        taps = None if self.depthwise is None else _only_weight(self.depthwise)
-        matrix = _only_weight(self.pointwise)
-        norm = self.norm.read(rows)
-        if matrix is None or norm is None or (taps is None) != (self.depthwise is None):
-            return None
-        return Stage(taps, matrix, norm, self.dilation)
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class Recipe:
-    """A recognised candidate. It owns no tensor: they are read from the layers at each call.
-
-    Attributes:
-        module: The candidate.
-        kind: As in `pyfast_nas.ops.Candidate`, or ``"zero"``.
-        stride: 1 or 2.
-        in_channels: Channels it takes; None for any number.
-        out_channels: Channels it gives; None for as many as it takes.
-        certain: Whether structure alone says what it computes. Without it, a module with a
-            ``forward`` of its own is taken to run its children in order, which must be verified.
-    """
-
-    module: nn.Module
-    kind: str
-    stride: int = 1
-    in_channels: int | None = None
-    out_channels: int | None = None
-    certain: bool = True
-    stages: tuple[_StageLayers, ...] = ()
-    norm: NormLayer | None = None
-    skip: SkipConnect | None = None
-    parts: tuple[dict, ...] = ()
-    children: tuple[tuple[dict, tuple[nn.Module, ...]], ...] = ()
-    settings: tuple[tuple[dict, Callable, object], ...] = ()
-
-    def is_intact(self) -> bool:
-        """Say whether the structure is still that which was recognised."""
-        for modules, before in self.children:
-            if tuple(modules.values()) != before:
-                return False
-        try:
-            return all(read(own) == before for own, read, before in self.settings)
-        except KeyError:
-            return False
-
-    def is_replaceable(self) -> bool:
-        """Say whether nobody looks on inside: no hook, no ``forward`` set on an instance.
-
-        A skip connection with a DropBlock at work is no identity.
-        """
-        for own in self.parts:
-            if any(_hooks(own)) or "forward" in own:
-                return False
-        return self.skip is None or self.skip.is_identity
-
-    def read(self, edge: int, rows: list[NormLayer | None]) -> Candidate | None:
-        """Return the candidate with the tensors of now, or None where one is missing.
-
-        Args:
-            edge: Which input of the node it reads.
-            rows: Gets one entry for each norm, in the order of the statistics of the node.
-        """
-        start = len(rows)
-        if self.kind == "conv":
-            stages = tuple(stage.read(rows) for stage in self.stages)
-            if None not in stages:
-                return Candidate("conv", edge, stages)
-        elif self.norm is None:
-            return Candidate(self.kind, edge)
-        elif (norm := self.norm.read(rows)) is not None:
-            return Candidate(self.kind, edge, (), norm)
-        del rows[start:]
-        return None
-
-    def tracks(self) -> bool:
-        """Say whether a pass as of now moves running statistics."""
-        norms = [stage.norm for stage in self.stages] + ([self.norm] if self.norm else [])
-        return any(norm.tracks() for norm in norms)
 
 
 def recognise(module: nn.Module, *, wrappers: bool = False) -> Recipe | None:
@@ -306,7 +176,7 @@ def _match_pool(layers: list[nn.Module]) -> tuple[str | None, dict[str, object]]
 
 
 def _match_convolutions(layers: list[nn.Module]) -> tuple[str | None, dict[str, object]]:
-    stages: list[_StageLayers] = []
+    stages: list[StageLayers] = []
     strides: list[int] = []
     channels: list[int] = []
     at = 0
@@ -333,7 +203,7 @@ def _match_convolutions(layers: list[nn.Module]) -> tuple[str | None, dict[str, 
     }
 
 
-def _match_stage(layers: list[nn.Module]) -> tuple[_StageLayers, int, list[int]] | None:
+def _match_stage(layers: list[nn.Module]) -> tuple[StageLayers, int, list[int]] | None:
     """Match ReLU, perhaps depthwise, pointwise, norm: the stage, its stride, channels in and out.
 
     A ReLU that works in place is served where it reads what nobody else does; whether it is the
@@ -369,7 +239,7 @@ def _match_stage(layers: list[nn.Module]) -> tuple[_StageLayers, int, list[int]]
             or not conv.in_channels == conv.out_channels == conv.groups == pointwise.in_channels
         ):
             return None
-    stage = _StageLayers(
+    stage = StageLayers(
         depthwise[0]._parameters if depthwise else None,
         pointwise._parameters,
         NormLayer(layers[-1]),
@@ -388,8 +258,3 @@ def _padding(conv: nn.Conv2d) -> tuple[int, int]:
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, ...]:
     return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def _only_weight(parameters: dict) -> Tensor | None:
-    """Return the weight, if the layer has one and no bias."""
-    return parameters.get("weight") if parameters.get("bias") is None else None
