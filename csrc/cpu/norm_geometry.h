@@ -86,10 +86,12 @@ PFN_HD NormGeometry norm_geometry(int64_t outer, int64_t channels, int64_t inner
     geo.rows = outer * channels;
     geo.strip = norm_min(inner, kNormStrip);
     geo.strips_per_row = norm_blocks(inner, geo.strip);
-    geo.piece_rows = norm_clamp(2048 / geo.strip, 1, outer);
+    geo.piece_rows = norm_clamp(1024 / geo.strip, 1, outer);
     geo.pieces = norm_blocks(outer, geo.piece_rows) * geo.strips_per_row;
     const int64_t most = norm_min(channels, kNormGroup);
-    geo.group = norm_clamp(16384 / (geo.piece_rows * geo.strip), 1, most);
+    // What a unit reads of one sample lies together, and is to be worth a jump.
+    const int64_t together = norm_blocks(2048, geo.strip);
+    geo.group = norm_clamp(16384 / (geo.piece_rows * geo.strip), norm_min(together, most), most);
     geo.groups = norm_blocks(channels, geo.group);
   }
   return geo;

@@ -1,6 +1,7 @@
 #include "cpu/norm_mixed_sum.h"
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/lanes.h"
 
@@ -27,30 +28,30 @@ PFN_INLINE lanes_t<X> splat(math::acc_t<X> value) {
   return lanes_t<X>{} + value;
 }
 
-// The first `left` lanes, the others zero whatever they held.
+// The lanes from `first` to before `last`, the others zero whatever they held.
 template <typename X>
-PFN_INLINE lanes_t<X> keep_some(lanes_t<X> value, int64_t left) {
-  math::acc_t<X> whole[kLanes<X>];
-  store(whole, value);
-  return load_some(whole, left);
+PFN_INLINE lanes_t<X> keep_some(lanes_t<X> value, int64_t first, int64_t last) {
+  using Mask = decltype(value < value);
+  using Index = std::remove_reference_t<decltype(Mask{}[0])>;
+  Mask lane;
+  for (int l = 0; l < kLanes<X>; ++l) lane[l] = static_cast<Index>(l);
+  const Mask from = Mask{} + static_cast<Index>(first), to = Mask{} + static_cast<Index>(last);
+  return reinterpret_cast<lanes_t<X>>(reinterpret_cast<Mask>(value) & (lane >= from) & (lane < to));
 }
 
-// What is added up at an element, given the channel's shift: sums and squares of distances.
+// What is added up at an element, given the channel's shift: sums and squares of distances. Of a
+// vector that is not wanted whole, `keep` makes zeros of the other lanes.
 template <typename X>
 struct Distances {
   static constexpr int kSums = 2;
   const X* x;
 
-  PFN_INLINE_MEMBER void add(lanes_t<X>* sums, int64_t at, lanes_t<X> shift) const {
-    const auto d = load(x + at) - shift;
-    sums[0] += d;
-    sums[1] += d * d;
-  }
-  PFN_INLINE_MEMBER void add_some(lanes_t<X>* sums,
-                                  int64_t at,
-                                  lanes_t<X> shift,
-                                  int64_t left) const {
-    const auto d = keep_some<X>(load_some(x + at, left) - shift, left);
+  PFN_INLINE_MEMBER const X* streamed() const { return x; }
+
+  template <typename Read, typename Keep>
+  PFN_INLINE_MEMBER void add(
+      lanes_t<X>* sums, int64_t at, lanes_t<X> shift, Read&& read, Keep&& keep) const {
+    const lanes_t<X> d = keep(read(x + at) - shift);
     sums[0] += d;
     sums[1] += d * d;
   }
@@ -63,15 +64,12 @@ struct Products {
   const Y* grad;
   const X* x;
 
-  PFN_INLINE_MEMBER void add(lanes_t<X>* sums, int64_t at, lanes_t<X> shift) const {
-    sums[0] += load(grad + at) * (load(x + at) - shift);
-  }
-  PFN_INLINE_MEMBER void add_some(lanes_t<X>* sums,
-                                  int64_t at,
-                                  lanes_t<X> shift,
-                                  int64_t left) const {
-    const auto product = load_some(grad + at, left) * (load_some(x + at, left) - shift);
-    sums[0] += keep_some<X>(product, left);
+  PFN_INLINE_MEMBER const X* streamed() const { return x; }
+
+  template <typename Read, typename Keep>
+  PFN_INLINE_MEMBER void add(
+      lanes_t<X>* sums, int64_t at, lanes_t<X> shift, Read&& read, Keep&& keep) const {
+    sums[0] += keep(read(grad + at) * (read(x + at) - shift));
   }
 };
 
@@ -81,13 +79,43 @@ struct Plain {
   static constexpr int kSums = 1;
   const Y* grad;
 
-  PFN_INLINE_MEMBER void add(lanes_t<X>* sums, int64_t at, lanes_t<X>) const {
-    sums[0] += load(grad + at);
-  }
-  PFN_INLINE_MEMBER void add_some(lanes_t<X>* sums, int64_t at, lanes_t<X>, int64_t left) const {
-    sums[0] += load_some(grad + at, left);
+  PFN_INLINE_MEMBER const Y* streamed() const { return grad; }
+
+  template <typename Read, typename Keep>
+  PFN_INLINE_MEMBER void add(
+      lanes_t<X>* sums, int64_t at, lanes_t<X>, Read&& read, Keep&& keep) const {
+    sums[0] += keep(read(grad + at));
   }
 };
+
+// Adds whole vectors of a term, the last `left` lanes of one, or `left` elements and no more.
+template <typename X, typename Term>
+PFN_INLINE void add_whole(const Term& term, lanes_t<X>* sums, int64_t at, lanes_t<X> shift) {
+  __builtin_prefetch(reinterpret_cast<const char*>(term.streamed() + at) + kAhead);
+  term.add(
+      sums, at, shift, [](auto* from) __attribute__((always_inline)) { return load(from); },
+      [](lanes_t<X> value) __attribute__((always_inline)) { return value; });
+}
+
+template <typename X, typename Term>
+PFN_INLINE void add_last(
+    const Term& term, lanes_t<X>* sums, int64_t at, lanes_t<X> shift, int64_t left) {
+  term.add(
+      sums, at, shift, [](auto* from) __attribute__((always_inline)) { return load(from); },
+      [&](lanes_t<X> value) __attribute__((always_inline)) {
+        return keep_some<X>(value, kLanes<X> - left, kLanes<X>);
+      });
+}
+
+template <typename X, typename Term>
+PFN_INLINE void add_some(
+    const Term& term, lanes_t<X>* sums, int64_t at, lanes_t<X> shift, int64_t left) {
+  term.add(
+      sums, at, shift,
+      [&](auto* from) __attribute__((always_inline)) { return load_some(from, left); },
+      [&](lanes_t<X> value)
+          __attribute__((always_inline)) { return keep_some<X>(value, 0, left); });
+}
 
 // Adds `term` up over a unit whose rows are runs of one channel each. shifts[c] is that of the
 // unit's c-th channel; out[s][c] that of channel c of all.
@@ -112,10 +140,22 @@ void sum_runs(const NormGeometry& geo,
       V sums[kUnroll][kSums] = {};
       int64_t i = 0;
       for (; i + kUnroll * kStep <= unit.count; i += kUnroll * kStep) {
-        for (int u = 0; u < kUnroll; ++u) term.add(sums[u], at + i + u * kStep, shift);
+        for (int u = 0; u < kUnroll; ++u) {
+          add_whole<X>(term, sums[u], at + i + u * kStep, shift);
+        }
       }
-      for (; i + kStep <= unit.count; i += kStep) term.add(sums[0], at + i, shift);
-      if (i < unit.count) term.add_some(sums[1], at + i, shift, unit.count - i);
+      for (int u = 0; i + kStep <= unit.count; i += kStep, ++u) {
+        add_whole<X>(term, sums[u], at + i, shift);
+      }
+      if (i < unit.count) {
+        const int64_t left = unit.count - i;
+        if (unit.count >= kStep) {
+          // A vector that ends with the run: its first elements have been added before.
+          add_last<X>(term, sums[kUnroll - 1], at + unit.count - kStep, shift, left);
+        } else {
+          add_some<X>(term, sums[kUnroll - 1], at, shift, left);
+        }
+      }
       for (int s = 0; s < kSums; ++s) {
         cells[c * kSums + s] += (sums[0][s] + sums[1][s]) + (sums[2][s] + sums[3][s]);
       }
@@ -154,11 +194,11 @@ void sum_columns(const NormGeometry& geo,
       for (int s = 0; s < kSums; ++s) even[s] = cell[s];
       if (many) {
         for (int r = 0; r < kRowsAtOnce; r += 2) {
-          term.add(even, begin + r * geo.row + j, shift);
-          term.add(odd, begin + (r + 1) * geo.row + j, shift);
+          add_whole<X>(term, even, begin + r * geo.row + j, shift);
+          add_whole<X>(term, odd, begin + (r + 1) * geo.row + j, shift);
         }
       } else {
-        term.add(even, begin + j, shift);
+        add_whole<X>(term, even, begin + j, shift);
       }
       for (int s = 0; s < kSums; ++s) cell[s] = even[s] + odd[s];
     }
@@ -166,7 +206,7 @@ void sum_columns(const NormGeometry& geo,
       V* cell = cells + j / kStep * kSums;
       const V shift = load(shifts + j);
       for (int r = 0; r < (many ? kRowsAtOnce : 1); ++r) {
-        term.add_some(cell, begin + r * geo.row + j, shift, count - j);
+        add_some<X>(term, cell, begin + r * geo.row + j, shift, count - j);
       }
     }
     row += many ? kRowsAtOnce : 1;
@@ -286,7 +326,13 @@ void sum_strip(const X* const* xs,
     const auto from = !kFromStart && kSplat ? splat<X>(*start) : load(start + i);
     store(out + i, sum_at(i, from, whole));
   }
-  if (i < count) {
+  if (i == count) return;
+  // With one coefficient for the row, the last vector may begin anywhere and do some elements once
+  // more; not where it reads what it has written.
+  if (kSplat && !kFromStart && count >= kStep) {
+    i = count - kStep;
+    store(out + i, sum_at(i, splat<X>(*start), whole));
+  } else {
     const int64_t left = count - i;
     const auto some = [&](const X* from)
                           __attribute__((always_inline)) { return load_some(from, left); };
@@ -399,7 +445,12 @@ void scatter_strip(const Y* grad, const X* x, const math::acc_t<X>* table, X* to
       store(to + i, value_at(i, whole));
     }
   }
-  if (i < count) {
+  if (i == count) return;
+  if (kSplat && count >= kStep) {
+    // A vector that ends with the row: some elements are done once more, and come out the same.
+    i = count - kStep;
+    store(to + i, value_at(i, whole));
+  } else {
     const int64_t left = count - i;
     const auto some = [&](auto* from)
                           __attribute__((always_inline)) { return load_some(from, left); };
@@ -426,7 +477,8 @@ void scatter_strips(const NormGeometry& geo,
         const Strip strip(geo, index);
         const int64_t at = strip.offset, count = strip.count;
         X* to = grad_xs[k] + at;
-        const bool past = streams && is_streamable(to);
+        // Ordinary stores into a line that has been stored past the caches are slow.
+        const bool past = streams && is_streamable(to) && count % kLanes<X> == 0;
         if (xs[k] == nullptr) {
           const auto* table = strip.in(tables[k], 1);
           const X* none = nullptr;
