@@ -117,6 +117,8 @@ void depthwise_any(const T* origin,
   };
 #define PFN_CASE(S, D, R) \
   if (is(S, D, R)) return depthwise_plane<S, D, R>(origin, row, w, taps, out, height, width, adds);
+  PFN_CASE(1, 1, 1)
+  PFN_CASE(1, 1, 2)
   PFN_CASE(3, 1, 1)
   PFN_CASE(5, 1, 1)
   PFN_CASE(3, 2, 1)

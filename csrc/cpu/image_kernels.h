@@ -32,13 +32,16 @@ struct Frame {
   PFN_ALWAYS_INLINE int64_t first() const { return border * row() + border; }
 };
 
-// A square window of taps over a map.
+// A square window of taps over a map, centred on the pixel it stands for and moved down and to the
+// right by `offset`.
 struct Window {
   int64_t size;
   int64_t dilation;
   int64_t stride;
+  int64_t offset;
 
-  PFN_ALWAYS_INLINE int64_t reach() const { return dilation * (size - 1) / 2; }
+  // How far before its pixel the window begins, which may be behind it.
+  PFN_ALWAYS_INLINE int64_t reach() const { return dilation * (size - 1) / 2 - offset; }
 };
 
 // The kernels of one instruction set. Where not said otherwise maps are [blocks][pixels][lanes]

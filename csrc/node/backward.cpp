@@ -110,7 +110,11 @@ class BackwardEdge : EdgePass<T> {
   }
 
   static bool wants(const Stage<T>& stage) {
-    return stage.grad_taps != nullptr || stage.grad_matrix != nullptr;
+    return stage.grad_taps != nullptr || stage.grad_matrix != nullptr ||
+           stage.grad_shifted != nullptr;
+  }
+  static bool wants_matrix(const Stage<T>& stage) {
+    return stage.grad_matrix != nullptr || stage.grad_shifted != nullptr;
   }
   bool wants_first_stages() const {
     if (edge_.grad_x != nullptr) return true;
@@ -132,7 +136,7 @@ class BackwardEdge : EdgePass<T> {
   void outputs(int64_t n) {
     const int64_t relu_size = framed_size(in_frame(), in_blocks_);
     const int64_t hidden_size = framed_size(hidden_frame(), blocks_);
-    const int64_t z_size = std::max(in_blocks_, blocks_) * pixels_ * lanes_;
+    const int64_t z_size = this->z_blocks_ * pixels_ * lanes_;
     const int64_t x_size = in_blocks_ * in_pixels_ * lanes_;
     const int64_t own_size = static_cast<int64_t>(stages_.size()) * map_size();
     T* relu = sample_arena().template numbers<T>(relu_size + hidden_size + z_size + x_size +
@@ -149,11 +153,11 @@ class BackwardEdge : EdgePass<T> {
       if (!has_relu) kernels_.relu(x, relu, in_frame(), in_blocks_);
       has_relu = true;
       T* y = slots_[b] >= 0 ? kept(n, b) : own;
-      stage_output(stages_[b][0], relu, in_frame(), in_blocks_, edge_.channels, z, y);
+      this->stage_output(stages_[b][0], {relu, in_frame()}, z, y);
       if (stages_[b].size() == 2) {
         hide(stages_[b][0].folded, y, hidden);
         y = own;
-        stage_output(stages_[b][1], hidden, hidden_frame(), blocks_, node_.channels, z, y);
+        this->stage_output(stages_[b][1], {hidden, hidden_frame()}, z, y);
       }
       kernels_.dots(g, y, stages_[b].back().folded.mean.data(), pixels_, blocks_, sums(n, b));
     }
@@ -163,19 +167,6 @@ class BackwardEdge : EdgePass<T> {
       if (!is_pool(edge_.branches[b].kind)) continue;
       kernels_.dots(g, place(b), pool_norms_[b].mean.data(), pixels_, blocks_, sums(n, b));
     }
-  }
-
-  // z = depthwise output, y = its product with the matrix.
-  void stage_output(const PackedStage<T>& stage,
-                    const T* input,
-                    const Frame& input_frame,
-                    int64_t input_blocks,
-                    int64_t channels,
-                    T* z,
-                    T* y) const {
-    kernels_.depthwise(input, input_frame, stage.window, stage.taps.data(), z, node_.height,
-                       node_.width, input_blocks);
-    kernels_.product(z, channels, stage.matrix.data(), y, bare(), blocks_);
   }
 
   void hide(const Folded<T>& norm, const T* y, T* hidden) const {
@@ -246,14 +237,13 @@ class BackwardEdge : EdgePass<T> {
     for (const std::vector<PackedStage<T>>& stages : stages_) {
       std::vector<Places>& places = places_.emplace_back();
       for (const PackedStage<T>& stage : stages) {
-        const int64_t in_blocks = (stage.stage->in_channels + lanes_ - 1) / lanes_;
         Places& place = places.emplace_back();
         place.taps = size;
         if (stage.stage->grad_taps != nullptr) {
-          size += in_blocks * stage.window.size * stage.window.size * lanes_;
+          size += stage.in_blocks * stage.taps_count() * lanes_;
         }
         place.matrix = size;
-        if (stage.stage->grad_matrix != nullptr) size += node_.channels * in_blocks * lanes_;
+        if (wants_matrix(*stage.stage)) size += node_.channels * stage.z_blocks() * lanes_;
       }
     }
     run_size_ = size;
@@ -282,12 +272,12 @@ class BackwardEdge : EdgePass<T> {
       const PackedStage<T>& stage = stages_[b][1];
       T* first = kept(n, b);
       hide(stages_[b][0].folded, first, hidden);
-      stage_output(stage, hidden, hidden_frame(), blocks_, node_.channels, z, y);
+      const StageInput<T> input{hidden, hidden_frame()};
+      this->stage_output(stage, input, z, y);
       pass_norm(last_[b], g, y, y);
-      gather(stage, y, z, hidden, hidden_frame(), blocks_, framed, places_[b][1], gradients);
+      gather(stage, y, z, input, framed, places_[b][1], gradients);
       std::fill(below, below + map_size(), T{});
-      kernels_.depthwise_input(framed, grad_frame(stage), stage.window, stage.taps.data(), below,
-                               node_.height, node_.width, blocks_);
+      scatter(stage, framed, below, node_.height, node_.width);
       double* to = sums(n, b);
       kernels_.mask_and_dots(below, hidden, hidden_frame(), first, stages_[b][0].folded.mean.data(),
                              blocks_, first, to, to + row_size());
@@ -298,9 +288,9 @@ class BackwardEdge : EdgePass<T> {
   void first_stages(int64_t n, T* gradients) {
     const int64_t relu_size = framed_size(in_frame(), in_blocks_);
     const int64_t x_size = in_blocks_ * in_pixels_ * lanes_;
-    const int64_t z_size = in_blocks_ * pixels_ * lanes_;
+    const int64_t z_size = this->z_blocks_ * pixels_ * lanes_;
     const int64_t framed_grad =
-        framed_size({node_.height, node_.width, Base::in_border_}, in_blocks_);
+        framed_size({node_.height, node_.width, this->in_border_}, this->z_blocks_);
     const int64_t own_size = (static_cast<int64_t>(stages_.size()) + 2) * map_size();
     T* relu = sample_arena().template numbers<T>(relu_size + framed_grad + z_size + own_size +
                                                  2 * x_size + map_size());
@@ -315,17 +305,15 @@ class BackwardEdge : EdgePass<T> {
       if (edge_.grad_x == nullptr && !wants(*stage.stage)) continue;
       if (!has_relu) kernels_.relu(x, relu, in_frame(), in_blocks_);
       has_relu = true;
-      stage_output(stage, relu, in_frame(), in_blocks_, edge_.channels, z, own);
+      const StageInput<T> input{relu, in_frame()};
+      this->stage_output(stage, input, z, own);
       if (stages_[b].size() == 2) {
         pass_norm(first_[b], blocked(kept(n, b), pixels_), own, own);
       } else {
         pass_norm(last_[b], g, own, own);
       }
-      gather(stage, own, z, relu, in_frame(), in_blocks_, framed, places_[b][0], gradients);
-      if (edge_.grad_x != nullptr) {
-        kernels_.depthwise_input(framed, grad_frame(stage), stage.window, stage.taps.data(), grad_x,
-                                 edge_.height, edge_.width, in_blocks_);
-      }
+      gather(stage, own, z, input, framed, places_[b][0], gradients);
+      if (edge_.grad_x != nullptr) scatter(stage, framed, grad_x, edge_.height, edge_.width);
     }
     if (edge_.grad_x == nullptr) return;
     reach_x(x, g, has_relu, grad_x, own);
@@ -347,21 +335,30 @@ class BackwardEdge : EdgePass<T> {
   void gather(const PackedStage<T>& stage,
               const T* e,
               const T* z,
-              const T* input,
-              const Frame& input_frame,
-              int64_t input_blocks,
+              const StageInput<T>& input,
               T* framed,
               const Places& place,
               T* gradients) const {
     const Frame frame = grad_frame(stage);
-    kernels_.clear_frame(framed, frame, input_blocks);
-    kernels_.product(e, node_.channels, stage.transposed.data(), framed, frame, input_blocks);
-    if (stage.stage->grad_matrix != nullptr) {
-      kernels_.outer(e, node_.channels, z, input_blocks, pixels_, gradients + place.matrix);
+    kernels_.clear_frame(framed, frame, stage.z_blocks());
+    kernels_.product(e, node_.channels, stage.transposed.data(), framed, frame, stage.z_blocks());
+    if (wants_matrix(*stage.stage)) {
+      kernels_.outer(e, node_.channels, z, stage.z_blocks(), pixels_, gradients + place.matrix);
     }
     if (stage.stage->grad_taps != nullptr) {
-      kernels_.depthwise_taps(input, input_frame, stage.window, framed, frame,
-                              gradients + place.taps, input_blocks);
+      kernels_.depthwise_taps(input.map, input.frame, stage.windows[0], framed, frame,
+                              gradients + place.taps, stage.in_blocks);
+    }
+  }
+
+  // Adds what the windows hand to their input of height x width.
+  void scatter(
+      const PackedStage<T>& stage, const T* framed, T* grad, int64_t height, int64_t width) const {
+    const Frame frame = grad_frame(stage);
+    for (size_t w = 0; w < stage.windows.size(); ++w) {
+      kernels_.depthwise_input(
+          framed + static_cast<int64_t>(w) * stage.in_blocks * frame.pixels() * lanes_, frame,
+          stage.windows[w], stage.taps.data(), grad, height, width, stage.in_blocks);
     }
   }
 
@@ -401,8 +398,7 @@ class BackwardEdge : EdgePass<T> {
   void merge_gradients(size_t b, size_t s) const {
     const PackedStage<T>& packed = stages_[b][s];
     const Stage<T>& stage = *packed.stage;
-    const int64_t count = packed.window.size * packed.window.size;
-    const int64_t in_blocks = (stage.in_channels + lanes_ - 1) / lanes_;
+    const int64_t count = packed.taps_count();
     const auto at = [&](int64_t place) {
       double sum = 0.0;
       for (int64_t run = 0; run < runs_; ++run) {
@@ -411,18 +407,20 @@ class BackwardEdge : EdgePass<T> {
       return static_cast<T>(sum);
     };
     for (int64_t c = 0; c < stage.in_channels; ++c) {
-      if (stage.grad_taps != nullptr) {
-        for (int64_t t = 0; t < count; ++t) {
-          stage.grad_taps[c * count + t] =
-              at(places_[b][s].taps + (c / lanes_ * count + t) * lanes_ + c % lanes_);
-        }
+      if (stage.grad_taps == nullptr) break;
+      for (int64_t t = 0; t < count; ++t) {
+        stage.grad_taps[c * count + t] =
+            at(places_[b][s].taps + (c / lanes_ * count + t) * lanes_ + c % lanes_);
       }
-      if (stage.grad_matrix != nullptr) {
-        for (int64_t k = 0; k < node_.channels; ++k) {
-          stage.grad_matrix[k * stage.in_channels + c] =
-              at(places_[b][s].matrix + k * in_blocks * lanes_ + c);
-        }
-      }
+    }
+    for (int64_t k = 0; k < node_.channels; ++k) {
+      const bool is_shifted = k >= stage.rows;
+      T* to = is_shifted ? stage.grad_shifted : stage.grad_matrix;
+      if (to == nullptr) continue;
+      to += (is_shifted ? k - stage.rows : k) * stage.in_channels;
+      const int64_t from = places_[b][s].matrix + k * packed.z_blocks() * lanes_ +
+                           (is_shifted ? packed.in_blocks * lanes_ : 0);
+      for (int64_t c = 0; c < stage.in_channels; ++c) to[c] = at(from + c);
     }
   }
 

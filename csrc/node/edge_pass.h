@@ -1,6 +1,7 @@
 // What forward and backward of one edge share: packed weights, folded norms, geometry, scratch.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -26,15 +27,30 @@ struct Folded {
   std::vector<T> mean, scale, shift;
 };
 
-// A stage with its weights in blocks of lanes.
+// A stage with its weights in blocks of lanes. Its depthwise output has the channels of the input
+// once for each window: one, or two of a factorised reduction.
 template <typename T>
 struct PackedStage {
   const Stage<T>* stage = nullptr;
-  Window window{1, 1, 1};
+  std::vector<Window> windows;
+  int64_t in_blocks = 0;
+  int64_t z_channels = 0;     // of the depthwise output
   std::vector<T> taps;        // [in_blocks, size * size, lanes]
-  std::vector<T> matrix;      // [blocks, in_channels, lanes]
-  std::vector<T> transposed;  // [in_blocks, channels, lanes]
+  std::vector<T> matrix;      // [blocks, z_channels, lanes]
+  std::vector<T> transposed;  // [z_blocks, channels, lanes]
   Folded<T> folded;
+
+  int64_t z_blocks() const { return in_blocks * static_cast<int64_t>(windows.size()); }
+  int64_t taps_count() const { return windows[0].size * windows[0].size; }
+  // The frame that a gradient needs for the windows to be turned over it.
+  int64_t border() const { return windows[0].reach() > 0 ? windows[0].reach() : 0; }
+};
+
+// The rectified map that a stage reads.
+template <typename T>
+struct StageInput {
+  const T* map;
+  Frame frame;
 };
 
 template <typename T>
@@ -53,9 +69,9 @@ class EdgePass {
       std::vector<PackedStage<T>>& stages = stages_.emplace_back();
       for (const Stage<T>& stage : branch.stages) {
         stages.push_back(pack(stage, stages.empty() ? edge.stride : 1));
-        const int64_t reach = stages.back().window.reach();
         int64_t& border = stages.size() == 1 ? in_border_ : border_;
-        border = reach > border ? reach : border;
+        border = std::max(border, stages.back().border());
+        z_blocks_ = std::max(z_blocks_, stages.back().z_blocks());
       }
     }
   }
@@ -65,9 +81,8 @@ class EdgePass {
   Frame in_frame() const { return {edge_.height, edge_.width, in_border_}; }
   Frame hidden_frame() const { return {node_.height, node_.width, border_}; }
   Frame bare() const { return {node_.height, node_.width, 0}; }
-  // Frame of a gradient that a window is turned over.
   Frame grad_frame(const PackedStage<T>& stage) const {
-    return {node_.height, node_.width, stage.window.reach()};
+    return {node_.height, node_.width, stage.border()};
   }
 
   int64_t map_size() const { return blocks_ * pixels_ * lanes_; }
@@ -82,6 +97,16 @@ class EdgePass {
     return blocked(copy, pixels);
   }
   MapView<T> blocked(const T* map, int64_t pixels) const { return {map, pixels * lanes_, lanes_}; }
+
+  // z = what the windows see, y = its product with the matrix.
+  void stage_output(const PackedStage<T>& stage, const StageInput<T>& input, T* z, T* y) const {
+    for (size_t w = 0; w < stage.windows.size(); ++w) {
+      kernels_.depthwise(input.map, input.frame, stage.windows[w], stage.taps.data(),
+                         z + static_cast<int64_t>(w) * stage.in_blocks * pixels_ * lanes_,
+                         node_.height, node_.width, stage.in_blocks);
+    }
+    kernels_.product(z, stage.z_channels, stage.matrix.data(), y, bare(), blocks_);
+  }
 
   // The pools of an edge that `wants(branch)`, both kinds in one pass; place(branch) says where
   // each goes. More than one of a kind takes more passes.
@@ -145,6 +170,7 @@ class EdgePass {
   const int64_t in_blocks_, blocks_;
   const int64_t in_pixels_, pixels_;
   int64_t in_border_ = 0, border_ = 0;
+  int64_t z_blocks_ = 1;                             // the most of any stage
   std::vector<std::vector<PackedStage<T>>> stages_;  // [branches][stages]
 
  private:
@@ -152,23 +178,32 @@ class EdgePass {
     PackedStage<T> packed;
     packed.stage = &stage;
     // Without a depthwise convolution the window is one tap of one.
-    packed.window = {stage.size > 0 ? stage.size : 1, stage.size > 0 ? stage.dilation : 1, stride};
-    const int64_t count = packed.window.size * packed.window.size, in = stage.in_channels;
-    const int64_t in_blocks = (in + lanes_ - 1) / lanes_;
-    packed.taps.resize(static_cast<size_t>(in_blocks * count * lanes_));
+    const bool has_taps = stage.size > 0;
+    packed.windows.push_back({has_taps ? stage.size : 1, has_taps ? stage.dilation : 1, stride, 0});
+    packed.in_blocks = (stage.in_channels + lanes_ - 1) / lanes_;
+    packed.z_channels = stage.in_channels;
+    if (stage.shifted != nullptr) {
+      packed.windows.push_back({1, 1, stride, 1});
+      packed.z_channels = packed.z_blocks() * lanes_;
+    }
+    const int64_t count = packed.taps_count(), in = stage.in_channels;
+    packed.taps.resize(static_cast<size_t>(packed.in_blocks * count * lanes_));
     for (int64_t c = 0; c < in; ++c) {
       for (int64_t t = 0; t < count; ++t) {
         packed.taps[place(c / lanes_ * count + t, c % lanes_)] =
-            stage.size > 0 ? stage.taps[c * count + t] : T{1};
+            has_taps ? stage.taps[c * count + t] : T{1};
       }
     }
-    packed.matrix.resize(static_cast<size_t>(blocks_ * in * lanes_));
-    packed.transposed.resize(static_cast<size_t>(in_blocks * node_.channels * lanes_));
+    packed.matrix.resize(static_cast<size_t>(blocks_ * packed.z_channels * lanes_));
+    packed.transposed.resize(static_cast<size_t>(packed.z_blocks() * node_.channels * lanes_));
     for (int64_t c = 0; c < node_.channels; ++c) {
+      const bool is_shifted = c >= stage.rows;
+      const T* row = is_shifted ? stage.shifted + (c - stage.rows) * in : stage.matrix + c * in;
+      const int64_t first = is_shifted ? packed.in_blocks * lanes_ : 0;
       for (int64_t k = 0; k < in; ++k) {
-        const T value = stage.matrix[c * in + k];
-        packed.matrix[place(c / lanes_ * in + k, c % lanes_)] = value;
-        packed.transposed[place(k / lanes_ * node_.channels + c, k % lanes_)] = value;
+        const int64_t z = first + k;
+        packed.matrix[place(c / lanes_ * packed.z_channels + z, c % lanes_)] = row[k];
+        packed.transposed[place(z / lanes_ * node_.channels + c, z % lanes_)] = row[k];
       }
     }
     return packed;

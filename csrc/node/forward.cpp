@@ -65,7 +65,7 @@ class ForwardEdge : EdgePass<T> {
   };
   Sample sample(int64_t n) const {
     const int64_t relu_size = framed_size(in_frame(), in_blocks_);
-    const int64_t z_size = in_blocks_ * pixels_ * lanes_;
+    const int64_t z_size = this->z_blocks_ * pixels_ * lanes_;
     const int64_t own_size = static_cast<int64_t>(stages_.size()) * map_size();
     T* relu = sample_arena().template numbers<T>(relu_size + z_size + own_size +
                                                  in_blocks_ * in_pixels_ * lanes_);
@@ -95,11 +95,7 @@ class ForwardEdge : EdgePass<T> {
       if (stages_[b].empty() || !wants(b)) continue;
       if (!has_relu) kernels_.relu(sample.x, sample.relu, in_frame(), in_blocks_);
       has_relu = true;
-      const PackedStage<T>& stage = stages_[b][0];
-      kernels_.depthwise(sample.relu, in_frame(), stage.window, stage.taps.data(), sample.z,
-                         node_.height, node_.width, in_blocks_);
-      kernels_.product(sample.z, edge_.channels, stage.matrix.data(), output(sample, b), bare(),
-                       blocks_);
+      this->stage_output(stages_[b][0], {sample.relu, in_frame()}, sample.z, output(sample, b));
     }
     this->pool_branches(sample.x, wants, [&](size_t b) { return output(sample, b); });
   }
@@ -127,9 +123,7 @@ class ForwardEdge : EdgePass<T> {
       T* y = kept(n, b);
       kernels_.norm_relu(y, norm.mean.data(), norm.scale.data(), norm.shift.data(), hidden,
                          hidden_frame(), blocks_);
-      kernels_.depthwise(hidden, hidden_frame(), stage.window, stage.taps.data(), z, node_.height,
-                         node_.width, blocks_);
-      kernels_.product(z, node_.channels, stage.matrix.data(), y, bare(), blocks_);
+      this->stage_output(stage, {hidden, hidden_frame()}, z, y);
       measure(n, b, stage.stage->norm, y);
     }
   }

@@ -63,7 +63,7 @@ class ParamReader {
 
   Norm<T> norm(int64_t code, int64_t channels) {
     Norm<T> norm;
-    if (code == 0) return norm;
+    if ((code & 7) == 0) return norm;
     check(static_cast<size_t>(norms_) < eps_.size(), op_, ": eps must be as many as norms");
     norm.exists = true;
     norm.is_given = (code & 4) != 0;
@@ -84,7 +84,16 @@ class ParamReader {
     stage.size = size;
     stage.dilation = dilation;
     if (size > 0) stage.taps = next(in * size * size, &stage.grad_taps);
-    stage.matrix = next(out * in, &stage.grad_matrix);
+    const bool has_shifted = (code & 8) != 0;
+    stage.rows = out;
+    if (has_shifted) {
+      check(size == 0 && at_ < params_.size() && params_[at_].dim() == 4, op_,
+            ": a factorised reduction must have two matrices");
+      stage.rows = params_[at_].size(0);
+      check(stage.rows > 0 && stage.rows < out, op_, ": a matrix must have some of the channels");
+    }
+    stage.matrix = next(stage.rows * in, &stage.grad_matrix);
+    if (has_shifted) stage.shifted = next((out - stage.rows) * in, &stage.grad_shifted);
     stage.norm = norm(code, out);
     return stage;
   }
@@ -138,6 +147,11 @@ Sizes check_inputs(const char* op,
     check(params.size() > matrix && params[matrix].dim() == 4, op,
           ": params must be as many as layout says");
     sizes.channels = params[matrix].size(0);
+    if ((layout[5] & 8) != 0) {
+      check(params.size() > matrix + 1 && params[matrix + 1].dim() == 4, op,
+            ": params must be as many as layout says");
+      sizes.channels += params[matrix + 1].size(0);
+    }
   }
   check(sizes.channels > 0, op, ": a node must have channels");
   return sizes;
@@ -182,6 +196,9 @@ node::Node<T> read_node(const char* op,
         branch.stages.push_back(params.stage(
             stage[0], stage[1], stage[2], s == 0 ? edge.channels : sizes.channels, sizes.channels));
         check(branch.stages.back().norm.exists, op, ": a convolution must end in a norm");
+        check(branch.stages.back().shifted == nullptr ||
+                  (s == 0 && edge.stride == 2 && edge.height % 2 == 0 && edge.width % 2 == 0),
+              op, ": a factorised reduction must halve even sides");
       }
     } else {
       check(edge.channels == sizes.channels, op, ": skips and pools must keep the channels");

@@ -244,6 +244,9 @@ def _(xs, weights, params, given, layout, eps, strides):
             size, _, norm = layout[3 + 3 * stage : 6 + 3 * stage]
             at += size > 0
             width = params[at].shape[0]
+            if norm & 8:
+                at += 1
+                width += params[at].shape[0]
             at += 3 if norm & 2 else 1
     else:
         width = xs[layout[0]].shape[1]

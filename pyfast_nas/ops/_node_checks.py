@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyfast_nas.ops.candidates import Candidate, Norm
+from pyfast_nas.ops.candidates import Candidate, Norm, Stage
 
 __all__ = ["check_fused_node"]
 
@@ -88,11 +88,13 @@ def _check_candidate(
                     f"got {list(stage.matrix.shape)}"
                 )
             _like(xs[0], f"{where} matrix", stage.matrix)
-            channels = stage.matrix.shape[0]
-            if channels != candidate.stages[-1].matrix.shape[0]:
+            if stage.shifted is not None:
+                _check_shifted(where, stage, xs[candidate.edge], strides[candidate.edge])
+            channels = stage.out_channels
+            if channels != candidate.stages[-1].out_channels:
                 raise ValueError(
                     f"{_OP}: {where} must give as many channels after its first stage as after its "
-                    f"last, got {channels} and {candidate.stages[-1].matrix.shape[0]}"
+                    f"last, got {channels} and {candidate.stages[-1].out_channels}"
                 )
             _check_norm(where, stage.norm, channels, xs[0], out)
     elif candidate.kind not in ("skip", "max_pool", "avg_pool"):
@@ -107,6 +109,22 @@ def _check_candidate(
             f"{_OP}: {where} must give {width} channels like the others, got {channels}"
         )
     return channels
+
+
+def _check_shifted(where: str, stage: Stage, x: Tensor, stride: int) -> None:
+    """Check the second matrix of a factorised reduction, which reads ``x`` itself."""
+    channels = stage.matrix.shape[1]
+    if stage.shifted.dim() != 4 or stage.shifted.shape[1:] != (channels, 1, 1):
+        raise ValueError(
+            f"{_OP}: {where} must have a shifted matrix [C_rest, {channels}, 1, 1], "
+            f"got {list(stage.shifted.shape)}"
+        )
+    if stage.taps is not None or stride != 2 or x.shape[2] % 2 or x.shape[3] % 2:
+        raise ValueError(
+            f"{_OP}: {where} must have no taps and halve an image with even sides, since it is a "
+            f"factorised reduction, got {x.shape[2]} x {x.shape[3]} at stride {stride}"
+        )
+    _like(x, f"{where} shifted", stage.shifted)
 
 
 def _check_norm(

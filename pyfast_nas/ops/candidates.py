@@ -28,18 +28,29 @@ class Norm(NamedTuple):
 class Stage(NamedTuple):
     """ReLU, depthwise convolution, pointwise convolution, batch norm.
 
+    With ``shifted`` it is a factorised reduction: two pointwise convolutions of stride 2, the
+    second one row and column further, whose outputs stand side by side.
+
     Attributes:
         taps: Depthwise kernel ``[C_in, 1, k, k]`` with odd k, padded so that the image keeps its
             size at stride 1; None for none.
         matrix: Pointwise kernel ``[C_out, C_in, 1, 1]``.
         norm: The batch norm behind it.
         dilation: Distance of the taps.
+        shifted: Pointwise kernel of the remaining output channels, ``[C_rest, C_in, 1, 1]``; only
+            in a first stage without taps, of stride 2 on an image with even sides.
     """
 
     taps: Tensor | None
     matrix: Tensor
     norm: Norm
     dilation: int = 1
+    shifted: Tensor | None = None
+
+    @property
+    def out_channels(self) -> int:
+        """Channels that the stage gives."""
+        return self.matrix.shape[0] + (0 if self.shifted is None else self.shifted.shape[0])
 
 
 class Candidate(NamedTuple):

@@ -16,7 +16,8 @@ class Plan(NamedTuple):
     """What the kernel does, in numbers: nine for each candidate, one epsilon for each norm.
 
     ``edge, kind, stages``, then for each of two stages ``kernel size (0: none), dilation, norm``
-    with norm 0 for none, 1 for plain and 2 for affine, plus 4 where the statistics are given.
+    with norm 0 for none, 1 for plain and 2 for affine, plus 4 where the statistics are given, plus
+    8 where the stage has a shifted matrix.
     """
 
     layout: tuple[int, ...]
@@ -33,7 +34,8 @@ class Plan(NamedTuple):
             stages = candidate.stages or (Stage(None, None, candidate.norm),)
             for stage in (*stages, Stage(None, None, None))[:2]:
                 size = 0 if stage.taps is None else stage.taps.shape[-1]
-                layout += (size, stage.dilation, _norm_code(stage.norm))
+                shifted = 0 if stage.shifted is None else 8
+                layout += (size, stage.dilation, _norm_code(stage.norm) + shifted)
             eps += (norm.eps for norm in candidate.norms())
         return cls(tuple(layout), tuple(eps), tuple(strides))
 
@@ -47,7 +49,7 @@ class Plan(NamedTuple):
         norms = iter(enumerate(self.eps))
 
         def norm(code: int) -> Norm | None:
-            if code == 0:
+            if code & 7 == 0:
                 return None
             index, eps = next(norms)
             gamma, beta = (next(left), next(left)) if code & 2 else (None, None)
@@ -55,8 +57,9 @@ class Plan(NamedTuple):
             return Norm(gamma, beta, mean, var, eps)
 
         def stage(size: int, dilation: int, code: int) -> Stage:
-            taps = next(left) if size else None
-            return Stage(taps, next(left), norm(code), dilation)
+            taps, matrix = next(left) if size else None, next(left)
+            shifted = next(left) if code & 8 else None
+            return Stage(taps, matrix, norm(code), dilation, shifted)
 
         candidates = []
         for at in range(0, len(self.layout), 9):
@@ -82,6 +85,8 @@ def params_of(candidates: Sequence[Candidate]) -> Iterator[Tensor]:
             if stage.taps is not None:
                 yield stage.taps
             yield stage.matrix
+            if stage.shifted is not None:
+                yield stage.shifted
             if stage.norm.gamma is not None:
                 yield from (stage.norm.gamma, stage.norm.beta)
         if candidate.norm is not None and candidate.norm.gamma is not None:

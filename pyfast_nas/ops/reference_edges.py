@@ -91,6 +91,12 @@ def _run(candidate: Candidate, x: Tensor, stride: int, statistics: list[Tensor])
 
 
 def _convolve(x: Tensor, stage: Stage, stride: int) -> Tensor:
+    if stage.shifted is not None:
+        halves = (
+            F.conv2d(x, stage.matrix, stride=2),
+            F.conv2d(x[:, :, 1:, 1:], stage.shifted, stride=2),
+        )
+        return torch.cat(halves, dim=1)
     if stage.taps is None:
         return F.conv2d(x, stage.matrix, stride=stride)
     size = stage.taps.shape[-1]

@@ -11,6 +11,7 @@ from pyfast_nas.ops.node_plan import params_of
 SEP3, SEP5, DIL3, DIL5 = ((3, 1), (3, 1)), ((5, 1), (5, 1)), ((3, 2),), ((5, 2),)
 # Window 0 has no depthwise convolution; 1, 7 and dilation 3 take the way of any window.
 ODD = (((0, 1),), ((7, 1),), ((1, 1), (3, 3)))
+REDUCE = ((-1, 1),)  # a factorised reduction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +53,13 @@ class NodeCase:
         def conv(edge, windows):
             stages, width_in = [], channels
             for size, dilation in windows:
-                taps = 0.3 * draw(width_in, 1, size, size) if size else None
-                stages.append(Stage(taps, 0.3 * draw(out, width_in, 1, 1), norm(), dilation))
+                taps = 0.3 * draw(width_in, 1, size, size) if size > 0 else None
+                matrix = 0.3 * draw(out, width_in, 1, 1)
+                if size < 0:
+                    matrix, shifted = matrix[: (out + 1) // 2], matrix[(out + 1) // 2 :]
+                    stages.append(Stage(None, matrix, norm(), shifted=shifted))
+                else:
+                    stages.append(Stage(taps, matrix, norm(), dilation))
                 width_in = out
             return Candidate("conv", edge, tuple(stages))
 
@@ -83,7 +89,7 @@ def cast(candidates, dtype: torch.dtype) -> list[Candidate]:
         return None if n is None else Norm(*map(tensor, n[:4]), n.eps)
 
     def stage(s):
-        return Stage(tensor(s.taps), tensor(s.matrix), norm(s.norm), s.dilation)
+        return Stage(*map(tensor, s[:2]), norm(s.norm), s.dilation, tensor(s.shifted))
 
     return [
         Candidate(c.kind, c.edge, tuple(map(stage, c.stages)), norm(c.norm)) for c in candidates
@@ -111,6 +117,8 @@ def with_params(candidates, params) -> list[Candidate]:
 
     def stage(s):
         taps = None if s.taps is None else next(left)
-        return Stage(taps, next(left), norm(s.norm), s.dilation)
+        matrix = next(left)
+        shifted = None if s.shifted is None else next(left)
+        return Stage(taps, matrix, norm(s.norm), s.dilation, shifted)
 
     return [c._replace(stages=tuple(map(stage, c.stages)), norm=norm(c.norm)) for c in candidates]

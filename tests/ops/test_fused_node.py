@@ -9,7 +9,16 @@ from pyfast_nas import ops
 from pyfast_nas.ops import Candidate, Norm, reference_edges
 from pyfast_nas.ops.node_plan import params_of
 from pyfast_nas.testing import TOLERANCE, nan_poison, relative_error
-from tests.ops.node_cases import DIL5, ODD, SEP3, NodeCase, cast, with_gradients, with_params
+from tests.ops.node_cases import (
+    DIL5,
+    ODD,
+    REDUCE,
+    SEP3,
+    NodeCase,
+    cast,
+    with_gradients,
+    with_params,
+)
 
 NORMS = ("", "a", "g", "ag")
 SHAPES = [
@@ -32,6 +41,9 @@ CASES = [
     *(NodeCase((2, 5, 6, 7), (stride,), norm, ODD) for stride in (1, 2) for norm in ("", "a")),
     *(NodeCase((2, 8, 6, 6), (1, 1, 1), norm) for norm in ("", "ag")),
     *(NodeCase((2, 24, 5, 5), (s,), "a", (((0, 1),), SEP3), False, 7) for s in (1, 2)),
+    *(NodeCase((2, 6, 8, 4), (2,), norm, (REDUCE, SEP3)) for norm in NORMS),
+    *(NodeCase((2, c, 8, 8), (2,), "a", (REDUCE,), False, out) for c, out in ((48, 16), (5, 33))),
+    NodeCase((3, 64, 8, 8), (2, 2), "", (REDUCE, DIL5), True),
     NodeCase((2, 40, 5, 5), (1,), "", (((0, 1),), DIL5), False, 19),
 ]
 

@@ -9,14 +9,14 @@ from torch.library import opcheck
 from pyfast_nas import ops
 from pyfast_nas.ops import reference_edges
 from pyfast_nas.ops.node_plan import Plan, params_of
-from tests.ops.node_cases import DIL3, SEP3, NodeCase, with_params
+from tests.ops.node_cases import DIL3, REDUCE, SEP3, NodeCase, with_params
 
 # torch's own forward-mode tables are still compiled by torch.jit.script on first use.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 
 # Smooth at the points that are checked: no two values of a window are close to each other.
 SMALL = NodeCase((2, 2, 4, 4), (1,), "a", (SEP3, DIL3))
-STRIDED = NodeCase((2, 2, 4, 4), (2,), "", (DIL3,))
+STRIDED = NodeCase((2, 2, 4, 4), (2,), "", (DIL3, REDUCE))
 GIVEN = NodeCase((2, 2, 4, 4), (1,), "ag", (SEP3,))
 CASES = [SMALL, STRIDED, GIVEN]
 
