@@ -22,8 +22,8 @@ channels-last, `compile-edge` and `compile-cell` give `torch.compile` each edge 
 Saved is what autograd keeps for backward beyond parameters, held what torch's allocator holds after
 the forward pass (checkpoints keep their inputs outside of autograd's books): MiB an image. Peak is
 the allocator's, resident that of a fresh process above its idle state, scratch of kernels included:
-MiB. The error is the relative one against float64; single values on the other side of a ReLU or
-a max pool make most of it, in eager PyTorch as well.
+MiB. The errors are those of the class logits and of the worst gradient against float64; the latter
+is made by single values that float32 puts on the other side of a ReLU, in eager PyTorch as well.
 """,
     "step": """\
 One search step, an update of the architecture and one of the weights. `eager` is the first-order

@@ -83,7 +83,7 @@ class NetworkCase:
         """Return the calls of a provider, ready to be timed.
 
         Raises:
-            NotImplementedError: If this version of the package has no such provider.
+            NotImplementedError: If the provider cannot run this case.
         """
         how = PROVIDERS[provider]
         module = self.module(provider).to(device, dtype)

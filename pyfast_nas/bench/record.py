@@ -53,7 +53,9 @@ class Row:
     resident_bytes: int | None = None
     """Resident peak of a fresh process above its idle state."""
     error: float | None = None
-    """Largest relative root-mean-square error of outcome and gradients against float64."""
+    """Relative root-mean-square error of the outcome against float64."""
+    gradient_error: float | None = None
+    """The same of the gradient that is worst."""
     setup_seconds: float = 0.0
     """Compilation before the first call."""
     note: str = ""

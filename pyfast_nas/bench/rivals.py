@@ -57,13 +57,11 @@ class Provider:
         """Turn a fresh module into what this provider runs; the parameters stay the same.
 
         Raises:
-            NotImplementedError: If this version of the package cannot.
+            NotImplementedError: If nothing in the module can be taken over.
         """
-        if self.accelerated:
-            take_over = getattr(pyfast_nas, "accelerate", None)
-            if take_over is None:
-                raise NotImplementedError("this version has no pyfast_nas.accelerate")
-            take_over(module)
+        # A model that stays plain must not be timed under our name.
+        if self.accelerated and not pyfast_nas.accelerate(module).replaced:
+            raise NotImplementedError("pyfast_nas.accelerate replaced nothing")
         if self.checkpointed:
             module.checkpointed = True
         if self.compiles == "whole":

@@ -21,7 +21,7 @@ from pyfast_nas.bench.sampling import GUMBEL_TOPK_CASES
 from pyfast_nas.bench.settings import Settings, network_cases
 from pyfast_nas.bench.steps import SEARCHES, StepCase
 from pyfast_nas.bench.timing import Timing, copy_bandwidth, measure
-from pyfast_nas.bench.workload import KINKS, Workload, check
+from pyfast_nas.bench.workload import DEEP, KINKS, Errors, Workload, check
 
 __all__ = ["bench", "bench_network", "bench_operator", "bench_steps"]
 
@@ -143,7 +143,8 @@ def bench_network(
             mode=mode,
             provider=name,
             timing=timing,
-            error=errors[name],
+            error=errors[name].outcome,
+            gradient_error=errors[name].gradients,
             setup_seconds=round(setup.get(name, 0.0), 1),
             **(weights[name] if mode == "both" else {}),
         )
@@ -174,7 +175,7 @@ def _prepared(
     return works, notes, setup
 
 
-def _checked(case: NetworkCase, works: Mapping[str, Workload], device: str) -> dict[str, float]:
+def _checked(case: NetworkCase, works: Mapping[str, Workload], device: str) -> dict[str, Errors]:
     """Errors in float32; what is ours is compared in float64 as well, where the limit is sharp."""
     truth = case.workload("eager", torch.float64, device).results()
     plain = "eager"
@@ -187,7 +188,7 @@ def _checked(case: NetworkCase, works: Mapping[str, Workload], device: str) -> d
     results = {name: work.results() for name, work in works.items()}
     if plain not in results:
         results[plain] = case.workload(plain, device=device).results()
-    return check(results, truth, plain, case.name, tolerance=KINKS)
+    return check(results, truth, plain, case.name, tolerance=DEEP, kinks=KINKS)
 
 
 def _memory(
@@ -224,7 +225,7 @@ def bench_steps(
     """
     first, *_ = SEARCHES
     rivals = [name for name in ("eager", "channels-last") if name in settings.rivals]
-    errors: dict[tuple[str, str], float] = {}
+    errors: dict[tuple[str, str], Errors] = {}
     for search in searches:
         say(f"step, {case.name(search)}: checking against float64")
         # There is no plain MSG-DAS: the reference is what it is compared with.
@@ -235,7 +236,8 @@ def bench_steps(
         check(pair, truth, plain, f"a step of {search} in float64", tolerance=FLOAT64)
         names = [plain, *(n for n in rivals if n != plain and search == first), "fused"]
         results = {name: case.stepper(name, search).results() for name in names}
-        found = check(results, truth, plain, f"a step of {search}", tolerance=KINKS)
+        what = f"a step of {search}"
+        found = check(results, truth, plain, what, tolerance=DEEP, kinks=KINKS)
         errors |= {(search, name): error for name, error in found.items()}
     calls = {(first, name): case.stepper(name) for name in rivals}
     calls |= {(search, "fused"): case.stepper("fused", search) for search in searches}
@@ -256,7 +258,7 @@ def bench_steps(
             timing=timings[at],
             images=case.net.batch,
             peak_bytes=peaks[at],
-            error=errors.get((search, name)),
+            error=errors[search, name].outcome if (search, name) in errors else None,
         )
         for search in searches
         for at in calls

@@ -121,12 +121,17 @@ def _per_image(key: str, row: Record) -> str:
     return mebibytes(row[key] / row["images"]) if row.get("images") and key in row else ""
 
 
+def _error(value: float | None) -> str:
+    return "" if value is None else f"{value:.0e}"
+
+
 _EXTRAS = {
     "saved": lambda row: _per_image("kept_bytes", row),
     "held": lambda row: _per_image("held_bytes", row),
     "peak": lambda row: mebibytes(row.get("peak_bytes")),
     "resident": lambda row: mebibytes(row.get("resident_bytes")),
-    "error": lambda row: f"{row['error']:.0e}" if row.get("error") is not None else "",
+    "error": lambda row: _error(row.get("error")),
+    "of gradients": lambda row: _error(row.get("gradient_error")),
     "set-up": lambda row: duration(row["setup_seconds"]) if row.get("setup_seconds") else "",
     "": lambda row: row.get("note", ""),
 }

@@ -28,7 +28,7 @@ WIDTH = 140  # of a table that nobody's screen limits
 LEGEND = (
     "saved: what autograd keeps for backward, held: what torch's allocator holds after the\n"
     "forward pass (MiB an image); peak: the allocator's, resident: of a fresh process above its\n"
-    "idle state (MiB); error: against float64"
+    "idle state (MiB); error: of the outcome and of the worst gradient, against float64"
 )
 RIVALS = tuple(name for name, how in PROVIDERS.items() if how.is_rival)
 QUICK = tuple(name for name in RIVALS if not PROVIDERS[name].optional)

@@ -90,5 +90,5 @@ def test_a_wrong_result_ends_the_bench_in_one_line(capsys, monkeypatch):
     monkeypatch.setattr(workload, "relative_error", lambda got, want: 0.5)
     assert main([*TINY, "--rivals", "eager"]) == 1
     captured = capsys.readouterr()
-    assert "must compute [2, 4, 8, 8], stride 1" in captured.err.splitlines()[-1]
+    assert "must compute the outcome of [2, 4, 8, 8], stride 1" in captured.err.splitlines()[-1]
     assert captured.err.splitlines()[-1].startswith("error: ")
