@@ -132,6 +132,8 @@ class FusedCall:
         )
         if self.size is None:
             self.size = size
+        if recipe.needs_even_sides and (height % 2 or width % 2):
+            return False
         return size == self.size and recipe.in_channels in (None, channels)
 
     @property

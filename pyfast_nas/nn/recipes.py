@@ -63,7 +63,8 @@ class StageLayers:
     depthwise: dict | None  # parameters of the layer, or None without one
     pointwise: dict
     norm: NormLayer
-    dilation: int
+    dilation: int = 1
+    shifted: dict | None = None  # of the second convolution of a factorised reduction
 
     def read(self, rows: list[NormLayer | None]) -> Stage | None:
         """Return the stage with the tensors of now, or None where one is missing."""
@@ -73,7 +74,10 @@ class StageLayers:
         matrix, norm = _only_weight(self.pointwise), self.norm.read(rows)
         if matrix is None or norm is None:
             return None
-        return Stage(taps, matrix, norm, self.dilation)
+        shifted = None
+        if self.shifted is not None and (shifted := _only_weight(self.shifted)) is None:
+            return None
+        return Stage(taps, matrix, norm, self.dilation, shifted)
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -144,6 +148,11 @@ class Recipe:
             return Candidate(self.kind, edge, (), norm)
         del rows[start:]
         return None
+
+    @property
+    def needs_even_sides(self) -> bool:
+        """Whether it is a factorised reduction, which halves even sides only."""
+        return any(stage.shifted is not None for stage in self.stages)
 
     def tracks(self) -> bool:
         """Say whether a pass as of now moves running statistics."""

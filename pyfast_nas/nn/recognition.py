@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from pyfast_nas.nn.primitives import SkipConnect, Zero
+from pyfast_nas.nn.primitives import FactorizedReduce, SkipConnect, Zero
 from pyfast_nas.nn.recipes import NormLayer, Recipe, StageLayers
 
 __all__ = ["foreign_leaf", "foreign_settings", "recognise"]
@@ -40,7 +40,8 @@ def recognise(module: nn.Module, *, wrappers: bool = False) -> Recipe | None:
 
     Known are the identity, 3x3 pooling with or without a batch norm, and one or two stages of
     ReLU, depthwise convolution, 1x1 convolution and batch norm, or one without the depthwise
-    convolution. They may lie in nested `nn.Sequential` modules.
+    convolution. They may lie in nested `nn.Sequential` modules. A factorised reduction is known
+    too: ReLU, two 1x1 convolutions of stride 2 side by side, batch norm.
 
     Args:
         module: A candidate operation.
@@ -59,6 +60,8 @@ def recognise(module: nn.Module, *, wrappers: bool = False) -> Recipe | None:
     if layers is None:
         return None
     kind, recipe = _match(layers)
+    if kind is None and not isinstance(module, nn.Sequential):
+        kind, recipe = _match_reduction(layers)
     if kind is None:
         return None
     return Recipe(module, kind, **recipe, **_watch(tree))
@@ -86,8 +89,8 @@ def _layers(module: nn.Module, wrappers: bool, tree: list[nn.Module]) -> list[nn
     tree.append(module)
     if type(module) in _SETTINGS:
         return [] if type(module) is nn.Identity else [module]
-    runs_in_order = isinstance(module, nn.Sequential) and (
-        type(module).forward is nn.Sequential.forward
+    runs_in_order = type(module) is FactorizedReduce or (
+        isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
     )
     if not runs_in_order and not (wrappers and _is_wrapper(module)):
         return None
@@ -121,7 +124,7 @@ def _watch(tree: Sequence[nn.Module]) -> dict[str, object]:
     certain = True
     for module in tree:
         known = _SETTINGS.get(type(module))
-        if known is None and not isinstance(module, nn.Sequential):
+        if known is None and not isinstance(module, nn.Sequential | FactorizedReduce):
             certain = False
             known = tuple(foreign_settings(module))
         if known:
@@ -200,6 +203,33 @@ def _match_convolutions(layers: list[nn.Module]) -> tuple[str | None, dict[str, 
         "stride": strides[0],
         "in_channels": channels[0],
         "out_channels": channels[-1],
+    }
+
+
+def _match_reduction(layers: list[nn.Module]) -> tuple[str | None, dict[str, object]]:
+    """Match ReLU, two 1x1 convolutions of stride 2 that read the same, and a norm over both."""
+    if len(layers) != 4 or not isinstance(layers[0], nn.ReLU):
+        return None, {}
+    _, first, second, norm = layers
+    if not isinstance(norm, nn.BatchNorm2d) or not all(
+        isinstance(conv, nn.Conv2d)
+        and conv.bias is None
+        and conv.kernel_size == (1, 1)
+        and conv.stride == (2, 2)
+        and conv.groups == 1
+        and _padding(conv) == (0, 0)
+        for conv in (first, second)
+    ):
+        return None, {}
+    channels = first.out_channels + second.out_channels
+    if first.in_channels != second.in_channels or norm.num_features != channels:
+        return None, {}
+    stage = StageLayers(None, first._parameters, NormLayer(norm), shifted=second._parameters)
+    return "conv", {
+        "stages": (stage,),
+        "stride": 2,
+        "in_channels": first.in_channels,
+        "out_channels": channels,
     }
 
 

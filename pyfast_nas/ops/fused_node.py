@@ -20,7 +20,12 @@ __all__ = ["fused_node", "serves_fused_node"]
 
 
 def serves_fused_node(x: Tensor) -> bool:
-    """Say whether a compiled kernel would serve a node with the input ``x``."""
+    """Say whether a compiled kernel would serve a node with the input ``x``.
+
+    Example:
+        >>> serves_fused_node(torch.ones(2, 3, 4, 4, dtype=torch.int64))
+        False
+    """
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)

@@ -5,6 +5,7 @@ gives wrong numbers when a forward-mode derivative of it is differentiated in re
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,8 @@ def planned_node_backward(
     wanted_params: Sequence[int],
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     """Return the gradients of the wanted inputs, of the weights (or nothing), of the parameters."""
-    with torch.enable_grad():
+    kind = grad.device.type
+    with _autograd(), torch.autocast(kind, enabled=False), torch.enable_grad():
         weights, *rest = (t.detach().requires_grad_() for t in (weights, *xs, *params))
         xs, params = rest[: len(xs)], rest[len(xs) :]
         y, _ = planned_node(xs, weights, params, statistics, layout, eps, strides)
@@ -73,6 +75,12 @@ def planned_node_backward(
     of_xs = [g.contiguous(memory_format=torch.channels_last) for g in found[: len(wanted_xs)]]
     of_params = [g.contiguous() for g in found[len(wanted_xs) :]]
     return of_xs, of_weights if wants_weights else weights.new_empty(0), of_params
+
+
+def _autograd() -> AbstractContextManager:
+    """Let autograd record inside an operator's kernel, where the dispatcher leaves it out."""
+    nothing = torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)
+    return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), nothing)
 
 
 def _run(candidate: Candidate, x: Tensor, stride: int, statistics: list[Tensor]) -> Tensor:

@@ -108,8 +108,9 @@ def test_same_training_curve_for_fifty_steps(name):
 def test_single_precision_curve_stays_as_near_to_the_truth(name):
     """Both curves in float32 are roundings of the one in float64, and equally good ones.
 
-    Ties of ReLU and of max pooling fall differently with the last bit, so that the two part; how
-    far either is from the truth is what can be compared.
+    Sooner or later one value crosses a ReLU with its last bit, in either curve alike (a few of
+    twenty-five seeds within fifty steps); from there the two part by more than rounding. So the
+    first steps are held to rounding, and all of them to a small part of what is learnt.
     """
     torch.manual_seed(0)
     truth = MODELS[name]().double()
@@ -117,9 +118,9 @@ def test_single_precision_curve_stays_as_near_to_the_truth(name):
     fast = copy.deepcopy(plain)
     assert fnas.accelerate(fast).replaced
     want = learn(truth, 50)
-    errors = [(learn(net, 50, torch.float32) - want).abs().max() for net in (fast, plain)]
-    assert errors[0] <= 4 * errors[1] + 1e-5
-    assert errors[0] < 0.05 * (want[:10].mean() - want[-10:].mean()).abs()
+    errors = [(learn(net, 50, torch.float32) - want).abs() for net in (fast, plain)]
+    assert errors[0][:5].max() <= 4 * errors[1][:5].max() + 1e-6
+    assert errors[0].max() < 0.05 * (want[:10].mean() - want[-10:].mean()).abs()
 
 
 def edge(**norms):

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pyfast_nas import _ext, ops
+from pyfast_nas.errors import SearchSpaceError
 from pyfast_nas.nn import Cell, GumbelTopK, Softmax
 from pyfast_nas.nn.cell import edge_list
 from pyfast_nas.nn.gates import GateOutput
@@ -140,11 +141,14 @@ def test_one_fused_node_per_node(grad, fused_nodes):
     assert fused_nodes == [1, 1, 2 * running, 3 * running, 4 * running]
 
 
-def test_a_reduction_runs_beside_the_fused_candidates(fused_nodes):
+def test_a_reduction_runs_in_the_node_too(fused_nodes):
+    """On odd sides the plain module runs, which says what is wrong."""
     net = cell(reduction=True)
-    net(*batch(), Softmax()(logits()))
-    # The factorised reductions of the edges that leave the two inputs run as modules.
-    assert fused_nodes == [1, 1, 4, 7]
+    s0, s1 = batch()
+    net(s0, s1, Softmax()(logits()))
+    assert fused_nodes == [1, 1, 6, 9]
+    with pytest.raises(SearchSpaceError, match="sides of the image must be even"):
+        net(s0[..., :-1], s1[..., :-1], Softmax()(logits()))
 
 
 def count_runs(net):

@@ -17,7 +17,7 @@ from pyfast_nas.nn import MixedOp, frozen_statistics
 from pyfast_nas.nn.drop_block import DropBlocks
 from pyfast_nas.nn.gates import GateOutput
 from pyfast_nas.nn.mixed_op import mix_edges
-from pyfast_nas.nn.primitives import PRIMITIVES, SkipConnect, Zero
+from pyfast_nas.nn.primitives import PRIMITIVES, FactorizedReduce, SkipConnect, Zero
 from pyfast_nas.nn.recognition import recognise
 
 FLOAT64 = {"rtol": 1e-9, "atol": 1e-11}  # batch norms amplify the order of summation
@@ -185,13 +185,23 @@ def test_unknown(name):
     assert recognise(UNKNOWN[name]()) is None
 
 
-def test_every_candidate_of_ours_is_known_but_the_factorised_reduction():
+def test_every_candidate_of_ours_is_known():
     for (name, make), stride in itertools.product(PRIMITIVES.items(), (1, 2)):
-        recipe = recognise(make(CHANNELS + 1, stride, True, True))
-        if (name, stride) == ("skip_connect", 2):
-            assert recipe is None
-        else:
-            assert recipe.stride == stride and recipe.certain
+        recipe = recognise(make(2 * CHANNELS, stride, True, True))
+        assert recipe.stride == stride and recipe.certain
+        assert recipe.needs_even_sides == ((name, stride) == ("skip_connect", 2))
+
+
+def test_a_chain_of_two_convolutions_is_no_factorised_reduction():
+    """The same layers one after another, which could not even run."""
+    reduce = FactorizedReduce(CHANNELS, 2 * CHANNELS)
+    layers = [reduce.relu, reduce.conv0, reduce.conv1, reduce.bn]
+    assert recognise(reduce) is not None
+    assert recognise(nn.Sequential(*layers)) is None
+    for name, value in (("stride", (1, 1)), ("kernel_size", (3, 3)), ("groups", 2)):
+        other = FactorizedReduce(2 * CHANNELS, 2 * CHANNELS)
+        setattr(other.conv1, name, value)
+        assert recognise(other) is None
 
 
 def test_a_wrapper_is_never_certain():

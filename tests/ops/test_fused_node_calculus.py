@@ -9,7 +9,7 @@ from torch.library import opcheck
 from pyfast_nas import ops
 from pyfast_nas.ops import reference_edges
 from pyfast_nas.ops.node_plan import Plan, params_of
-from tests.ops.node_cases import DIL3, REDUCE, SEP3, NodeCase, with_params
+from tests.ops.node_cases import DIL3, REDUCE, SEP3, NodeCase, with_gradients, with_params
 
 # torch's own forward-mode tables are still compiled by torch.jit.script on first use.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
@@ -154,6 +154,28 @@ def test_registration(case, requires_grad, backend):
             list(range(len(params))),
         ),
     )
+
+
+@pytest.mark.parametrize("case", [SMALL, STRIDED, GIVEN], ids=str)
+def test_the_operators_by_plain_operations(case):
+    """What serves where nothing is compiled, called as a kernel is: below autograd."""
+    xs, weights, candidates, gradient = case.make(torch.float64)
+    params = list(params_of(candidates))
+    norms = [norm for candidate in candidates for norm in candidate.norms()]
+    given = None
+    if case is GIVEN:
+        given = torch.stack([torch.stack([n.mean, n.var]) for n in norms])
+    plan = Plan.of(candidates, case.strides).arguments()
+    with torch._C._AutoDispatchBelowAutograd():
+        y, statistics = reference_edges.planned_node(xs, weights, params, given, *plan)
+        found = reference_edges.planned_node_backward(
+            *(gradient, xs, weights, params, statistics, *plan, [0], True, range(len(params)))
+        )
+    want = with_gradients(
+        reference_edges.fused_node, xs, weights, candidates, gradient, case.strides
+    )
+    for got, other in zip((y, statistics, found[1], *found[0], *found[2]), want, strict=True):
+        torch.testing.assert_close(got, other)
 
 
 @pytest.mark.promise("K6")
