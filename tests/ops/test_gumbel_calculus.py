@@ -167,7 +167,6 @@ def test_per_sample_gradients(backend):
     torch.testing.assert_close(got, want)
 
 
-@pytest.mark.unsanitized("time goes into torch.compile")
 @pytest.mark.promise("K17")
 @pytest.mark.parametrize("relaxation", RELAXATIONS)
 def test_compiles_without_a_break(backend, relaxation):
@@ -195,7 +194,6 @@ def test_compiles_without_a_break(backend, relaxation):
         assert not weights.requires_grad
 
 
-@pytest.mark.unsanitized("time goes into torch.compile")
 @pytest.mark.promise("K17")
 def test_noise_compiles(backend):
     torch._dynamo.reset()
@@ -219,7 +217,6 @@ def test_export_like_tracing_keeps_the_operator(kernels):
     assert "pyfast_nas.gumbel_topk" in graph.code
 
 
-@pytest.mark.unsanitized("time goes into tracing; the same calls stand in other tests")
 @pytest.mark.promise("K5")
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("conditional", [False, True])

@@ -419,6 +419,7 @@ class CallsInWorker(torch.utils.data.Dataset):
         return y, ops.gumbel_topk(logits, 1, tau=1.0, seed=torch.tensor([1, index]))[1]
 
 
+@pytest.mark.unsanitized("of processes, which take long to start there")
 @pytest.mark.promise("K22")
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_dataloader_workers_may_call_operators(start, kernels):
@@ -444,6 +445,7 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
+@pytest.mark.unsanitized("of processes, which take long to start there")
 @pytest.mark.promise("K22")
 def test_a_bare_fork_with_one_thread_does_not_hang(kernels):
     assert subprocess.run([sys.executable, "-c", FORK], timeout=30, check=False).returncode == 0

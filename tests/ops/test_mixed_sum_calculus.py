@@ -201,7 +201,6 @@ OPERANDS = [
 ]
 
 
-@pytest.mark.unsanitized("time goes into tracing; the same calls stand in other tests")
 @pytest.mark.promise("K5")
 @pytest.mark.parametrize("shape, dtype, requires_grad", OPERANDS)
 def test_registration_of_the_sum(shape, dtype, requires_grad):
@@ -209,7 +208,6 @@ def test_registration_of_the_sum(shape, dtype, requires_grad):
     opcheck(torch.ops.pyfast_nas.mixed_sum.default, (xs, weights))
 
 
-@pytest.mark.unsanitized("time goes into tracing; the same calls stand in other tests")
 @pytest.mark.promise("K5")
 @pytest.mark.parametrize("shape, dtype, requires_grad", OPERANDS)
 @pytest.mark.parametrize("wanted, wants_weights", [([0, 2], True), ([], True), ([1], False)])
@@ -222,7 +220,6 @@ def test_registration_of_the_backward(shape, dtype, requires_grad, wanted, wants
     )
 
 
-@pytest.mark.unsanitized("time goes into tracing; the same calls stand in other tests")
 @pytest.mark.promise("K5")
 def test_registration_for_channels_last():
     xs = [torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last) for _ in range(2)]
@@ -237,7 +234,6 @@ def test_no_gradient_is_lost_on_the_way_through_the_operators():
     assert y.requires_grad and grad_xs[0].requires_grad and grad_weights.requires_grad
 
 
-@pytest.mark.unsanitized("time goes into torch.compile")
 @pytest.mark.promise("K17")
 @pytest.mark.parametrize("function", [summed, opaque], ids=["public", "opaque"])
 def test_compiles_without_a_break(function, kernels):
