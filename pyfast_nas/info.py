@@ -157,6 +157,18 @@ def check() -> list[str]:
                 wide = [x.double() for x in xs]
                 want = ops.norm_mixed_sum(wide, weights.double(), [ops.Norm()] * 5)[0]
             report("norm_mixed_sum", (got - want).abs().max().item())
+        if served.get("fused_node") == "compiled":
+            x = torch.randn(2, 6, 5, 5, generator=generator)
+            norm = ops.Norm()
+            candidates = [
+                ops.Candidate("skip", 0),
+                ops.Candidate("max_pool", 0, norm=norm),
+                ops.Candidate("conv", 0, (ops.Stage(None, torch.eye(6).view(6, 6, 1, 1), norm),)),
+            ]
+            got = ops.fused_node([x], weights[:3], candidates, [1])[0].double()
+            with _ext.use("reference"):
+                want = ops.fused_node([x], weights[:3], candidates, [1])[0].double()
+            report("fused_node", (got - want).abs().max().item())
     return problems
 
 
