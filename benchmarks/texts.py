@@ -24,6 +24,11 @@ the forward pass (checkpoints keep their inputs outside of autograd's books): Mi
 the allocator's, resident that of a fresh process above its idle state, scratch of kernels included:
 MiB. The errors are those of the class logits and of the worst gradient against float64; the latter
 is made by single values that float32 puts on the other side of a ReLU, in eager PyTorch as well.
+
+Where the time goes: nearly all of it is in the fused nodes, two thirds of that in backward. They are
+bound by arithmetic in the products and windows and, with 16 channels, by maps that pass through the
+second-level cache between the steps of one sample. On NAS-Bench-201 the full 3 x 3 convolutions run
+as modules beside the nodes, each with a batch norm of its own.
 """,
     "step": """\
 One search step, an update of the architecture and one of the weights. `eager` is the first-order
