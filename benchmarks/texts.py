@@ -25,10 +25,10 @@ the allocator's, resident that of a fresh process above its idle state, scratch 
 MiB. The errors are those of the class logits and of the worst gradient against float64; the latter
 is made by single values that float32 puts on the other side of a ReLU, in eager PyTorch as well.
 
-Where the time goes: most of it is in the fused nodes, about seven tenths of that in backward, which
-computes forward again. There the matrix products take most, then the windows, both near the
-processor's rate of multiply-adds; then maps that come from beyond the second-level cache. Around the
-nodes it is the stem, concatenation, fresh memory and Python. On NAS-Bench-201 the full 3 x 3
+Where the time goes: most of it is in the fused nodes, about seven tenths of that in backward,
+which computes forward again. There the matrix products take most, then the windows, both near the
+processor's rate of multiply-adds; then maps that come from beyond the second-level cache. Around
+the nodes it is the stem, concatenation, fresh memory and Python. On NAS-Bench-201 the full 3 x 3
 convolutions run as modules beside the nodes, each with a batch norm of its own.
 """,
     "step": """\
