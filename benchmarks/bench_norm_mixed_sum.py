@@ -1,7 +1,7 @@
 """norm_mixed_sum against batch norms and a sum: ``pytest benchmarks/bench_norm_mixed_sum.py``.
 
 Bound by memory like mixed_sum: the statistics read every tensor once more, and so do the sums that
-backward needs before it can write. Forward moves 2 K + 1 tensors, backward 3 K + 1.
+backward needs before it can write. Forward moves 2 K + 1 tensors, backward 3 K + 2.
 """
 
 import pytest

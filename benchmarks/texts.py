@@ -6,8 +6,8 @@ HEAD = """# Benchmarks
 
 Every figure stands in a file of `benchmarks/results/`, one per device; this page and its picture
 are made from them by `python -m benchmarks.tables`. `make bench` measures, `make bench-long` adds
-`torch.compile` of networks, `pyfast-nas bench` prints the same tables on any machine. Times are
-medians. All providers of a row were timed in turn in one process on random data, after their
+`torch.compile` of networks; `pyfast-nas bench --output benchmarks/results` measures one part anew,
+as `--what supernet`, `step`, `edge`. Each part names the commit of its rows. Times are medians. All providers of a row were timed in turn in one process on random data, after their
 results had been checked against float64. What is not here has not been measured yet.
 
 ![Times and memory of our code and of its rivals](benchmarks.svg)
@@ -25,11 +25,9 @@ the allocator's, resident that of a fresh process above its idle state, scratch 
 MiB. The errors are those of the class logits and of the worst gradient against float64; the latter
 is made by single values that float32 puts on the other side of a ReLU, in eager PyTorch as well.
 
-Where the time goes: most of it is in the fused nodes, about seven tenths of that in backward,
-which computes forward again. There the matrix products take most, then the windows, both near the
-processor's rate of multiply-adds; then maps that come from beyond the second-level cache. Around
-the nodes it is the stem, concatenation, fresh memory and Python. On NAS-Bench-201 the full 3 x 3
-convolutions run as modules beside the nodes, each with a batch norm of its own.
+Most of the time is in the fused nodes, and most of that in backward, which computes forward again.
+On NAS-Bench-201 the full 3 x 3 convolutions run as modules beside the nodes, each with a batch norm
+of its own.
 """,
     "step": """\
 One search step, an update of the architecture and one of the weights. `eager` is the first-order

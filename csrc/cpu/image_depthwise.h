@@ -15,6 +15,17 @@ constexpr bool kManyRegisters = true;
 constexpr bool kManyRegisters = false;
 #endif
 
+// Windows with loops of their own: size, dilation, stride.
+#define PFN_EACH_WINDOW(CASE) \
+  CASE(3, 1, 1)               \
+  CASE(5, 1, 1)               \
+  CASE(3, 2, 1)               \
+  CASE(5, 2, 1)               \
+  CASE(3, 1, 2)               \
+  CASE(5, 1, 2)               \
+  CASE(3, 2, 2)               \
+  CASE(5, 2, 2)
+
 // kTile outputs of one row: every input of a window row is loaded once and serves all taps that
 // reach it. `in` is the input under the first tap of the first output.
 template <int kSize, int kDilation, int kStride, int kTile, typename T>
@@ -119,14 +130,7 @@ void depthwise_any(const T* origin,
   if (is(S, D, R)) return depthwise_plane<S, D, R>(origin, row, w, taps, out, height, width, adds);
   PFN_CASE(1, 1, 1)
   PFN_CASE(1, 1, 2)
-  PFN_CASE(3, 1, 1)
-  PFN_CASE(5, 1, 1)
-  PFN_CASE(3, 2, 1)
-  PFN_CASE(5, 2, 1)
-  PFN_CASE(3, 1, 2)
-  PFN_CASE(5, 1, 2)
-  PFN_CASE(3, 2, 2)
-  PFN_CASE(5, 2, 2)
+  PFN_EACH_WINDOW(PFN_CASE)
 #undef PFN_CASE
   depthwise_plane<0, 0, 0>(origin, row, w, taps, out, height, width, adds);
 }
@@ -353,14 +357,7 @@ void depthwise_taps(const T* framed,
     taps_plane<S, D, R>(origin, frame.row(), grad, grad_frame.row(), to, height, width); \
     continue;                                                                            \
   }
-    PFN_CASE(3, 1, 1)
-    PFN_CASE(5, 1, 1)
-    PFN_CASE(3, 2, 1)
-    PFN_CASE(5, 2, 1)
-    PFN_CASE(3, 1, 2)
-    PFN_CASE(5, 1, 2)
-    PFN_CASE(3, 2, 2)
-    PFN_CASE(5, 2, 2)
+    PFN_EACH_WINDOW(PFN_CASE)
 #undef PFN_CASE
     taps_plane_any(origin, frame.row(), w, grad, grad_frame.row(), to, height, width);
   }

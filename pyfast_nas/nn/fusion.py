@@ -160,7 +160,6 @@ def is_served(x: Tensor, weights: Tensor) -> bool:
         and x.dtype is weights.dtype
         and ops.serves_fused_node(x)
         and weights.device == x.device
-        and x.numel() > 0
         and not torch.is_autocast_enabled("cpu")
         and torch._C._get_tracing_state() is None
         and not (
