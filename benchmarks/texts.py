@@ -7,8 +7,9 @@ HEAD = """# Benchmarks
 Every figure stands in a file of `benchmarks/results/`, one per device; this page and its picture
 are made from them by `python -m benchmarks.tables`. `make bench` measures, `make bench-long` adds
 `torch.compile` of networks; `pyfast-nas bench --output benchmarks/results` measures one part anew,
-as `--what supernet`, `step`, `edge`. Each part names the commit of its rows. Times are medians. All providers of a row were timed in turn in one process on random data, after their
-results had been checked against float64. What is not here has not been measured yet.
+as `--what supernet`, `step`, `edge`. Each part names the commits of its rows. Times are medians.
+All providers of a row were timed in turn in one process on random data, after their results had
+been checked against float64. What is not here has not been measured yet.
 
 ![Times and memory of our code and of its rivals](benchmarks.svg)
 """
