@@ -576,3 +576,41 @@ def test_a_model_without_candidates_says_so():
 def test_what_is_no_module_is_refused(function):
     with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got list"):
         function([nn.Identity()])
+
+
+class _Reduction(nn.Module):
+    """A factorised reduction, or with ``step`` 0 one whose halves read the same pixels."""
+
+    def __init__(self, channels: int, step: int):
+        super().__init__()
+        self.step = step
+        self.relu = nn.ReLU(inplace=False)
+        self.conv_1 = nn.Conv2d(channels, channels // 2, 1, stride=2, bias=False)
+        self.conv_2 = nn.Conv2d(channels, channels // 2, 1, stride=2, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        x = self.relu(x)
+        shifted = x[:, :, self.step :, self.step :]
+        return self.bn(torch.cat([self.conv_1(x), self.conv_2(shifted)], 1))
+
+
+class _ReducingEdge(nn.Module):
+    def __init__(self, step: int):
+        super().__init__()
+        pool = nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.BatchNorm2d(8))
+        self.parts = nn.ModuleList([_Reduction(8, step), pool])
+
+    def forward(self, x, weights):
+        return sum(weight * part(x) for weight, part in zip(weights, self.parts, strict=True))
+
+
+@pytest.mark.parametrize("step", [1, 0])
+def test_a_factorised_reduction_is_taken_only_where_it_is_one(step):
+    edge = _ReducingEdge(step).double()
+    twin = copy.deepcopy(edge)
+    report = fnas.accelerate(edge)
+    assert list(report.replaced) == [""]
+    assert list(report.plain) == ([] if step else ["parts.0"])
+    x, weights = torch.randn(3, 8, 6, 6, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
+    torch.testing.assert_close(edge(x, weights), twin(x, weights), **FLOAT64)
