@@ -24,12 +24,13 @@ __all__ = ["MixedOp", "mix_edges"]
 class MixedOp(nn.Module):
     r"""Sum candidate operations by weight: :math:`y = \sum_k w_k\, o_k(x)`.
 
-    Candidates that are recognised by their structure (identity, 3x3 pooling, separable, dilated
-    and 1x1 convolutions with their batch norms, factorised reductions) run together in one
-    `pyfast_nas.ops.fused_node`, where its kernel serves; it keeps the input and no activation. The others run as modules: with
-    gradients enabled their outputs are summed in one pass by `pyfast_nas.ops.mixed_sum`; with
-    gradients disabled they are added up one by one and freed, so the peak memory does not grow
-    with their number. A candidate that is not active, or that is ``none``, does not run.
+    Candidates that are recognised by their structure (identity, 3x3 pooling, separable, dilated and
+    1x1 convolutions with their batch norms, factorised reductions) run together in one
+    `pyfast_nas.ops.fused_node`, where its kernel serves; it keeps the input and no activation. The
+    others run as modules: with gradients enabled their outputs are summed in one pass by
+    `pyfast_nas.ops.mixed_sum`; with gradients disabled they are added up one by one and freed, so
+    the peak memory does not grow with their number. A candidate that is not active, or that is
+    ``none``, does not run.
 
     A candidate with a hook on any of its modules runs as a module, and so does everything under
     autocast, under `torch.compile` and with ``PYFAST_NAS_KERNELS=reference``.
