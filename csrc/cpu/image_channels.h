@@ -61,6 +61,19 @@ void clear_frame(T* framed, const Frame& frame, int64_t blocks) {
   }
 }
 
+template <typename T>
+void put_frame(const T* from, T* framed, const Frame& frame, int64_t blocks) {
+  constexpr int64_t L = kLanes<T>;
+  clear_frame(framed, frame, blocks);
+  const int64_t width = frame.width * L;
+  for (int64_t b = 0; b < blocks; ++b) {
+    T* to = framed + (b * frame.pixels() + frame.first()) * L;
+    for (int64_t y = 0; y < frame.height; ++y, to += frame.row() * L, from += width) {
+      __builtin_memcpy(to, from, static_cast<std::size_t>(width) * sizeof(T));
+    }
+  }
+}
+
 // Zero where negative; a NaN stays.
 template <typename V>
 PFN_INLINE V relu_of(V value) {

@@ -55,8 +55,9 @@ struct ImageKernels {
   void (*pack)(const T* from, T* to, int64_t channels, int64_t pixels);
   void (*unpack)(const T* from, T* to, int64_t channels, int64_t pixels);
 
-  // Zeros the frame around a map.
+  // Zeros the frame around a map; copies a map into one.
   void (*clear_frame)(T* framed, const Frame& frame, int64_t blocks);
+  void (*put_frame)(const T* from, T* framed, const Frame& frame, int64_t blocks);
 
   // relu(x), framed; and relu((y - mean) * scale + shift), framed.
   void (*relu)(const MapView<T>& x, T* framed, const Frame& frame, int64_t blocks);
@@ -107,6 +108,38 @@ struct ImageKernels {
   // sum += a b^T over pixels: [a_channels][b_blocks * lanes].
   void (*outer)(
       const T* a, int64_t a_channels, const T* b, int64_t b_blocks, int64_t pixels, T* sum);
+
+  // out = full convolution of a framed map: matrix [out_blocks][size * size * channels][lanes].
+  void (*convolve)(const T* framed,
+                   const Frame& frame,
+                   const Window& window,
+                   int64_t channels,
+                   const T* matrix,
+                   T* out,
+                   int64_t height,
+                   int64_t width,
+                   int64_t out_blocks);
+  // grad += what its output gradient of `channels` (framed, of `frame`) hands to its input of
+  // height x width: matrix [size * size][blocks][channels][lanes].
+  void (*convolve_input)(const T* framed,
+                         const Frame& frame,
+                         const Window& window,
+                         int64_t channels,
+                         const T* matrix,
+                         T* grad,
+                         int64_t height,
+                         int64_t width,
+                         int64_t blocks);
+  // sum += output gradient (framed) times input (framed), over pixels:
+  // [channels][size * size * in_blocks * lanes].
+  void (*convolve_matrix)(const T* framed,
+                          const Frame& frame,
+                          const Window& window,
+                          int64_t in_blocks,
+                          const T* framed_grad,
+                          const Frame& grad_frame,
+                          int64_t channels,
+                          T* sum);
 
   // 3 x 3 pooling of a map without a frame; padding does not count. Either output may be null.
   void (*pool)(const MapView<T>& x,

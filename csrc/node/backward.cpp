@@ -44,8 +44,9 @@ class BackwardEdge : EdgePass<T> {
                const std::vector<double>& grad_sum,
                double* grad_weights)
       : Base(node, edge), grad_(grad), grad_sum_(grad_sum), grad_weights_(grad_weights) {
-    for (const Branch<T>& branch : edge.branches) {
-      slots_.push_back(branch.stages.size() == 2 ? kept_++ : -1);
+    for (const std::vector<PackedStage<T>>& stages : stages_) {
+      const bool is_kept = stages.size() == 2 || (stages.size() == 1 && stages[0].is_full());
+      slots_.push_back(is_kept ? kept_++ : -1);
     }
     maps_ = batch_arena().numbers<T>(node.samples * kept_ * map_size() + kSlackPixels * lanes_);
     last_.resize(edge.branches.size());
@@ -132,7 +133,7 @@ class BackwardEdge : EdgePass<T> {
   }
 
   // First pass: outputs of all branches, and their dots with the gradient. Of two stages the first
-  // output is kept.
+  // output is kept, and that of a full convolution, which costs most to compute again.
   void outputs(int64_t n) {
     const int64_t relu_size = framed_size(in_frame(), in_blocks_);
     const int64_t hidden_size = framed_size(hidden_frame(), blocks_);
@@ -290,7 +291,7 @@ class BackwardEdge : EdgePass<T> {
     const int64_t x_size = in_blocks_ * in_pixels_ * lanes_;
     const int64_t z_size = this->z_blocks_ * pixels_ * lanes_;
     const int64_t framed_grad =
-        framed_size({node_.height, node_.width, this->in_border_}, this->z_blocks_);
+        framed_size({node_.height, node_.width, this->in_border_}, std::max(this->z_blocks_, blocks_));
     const int64_t own_size = (static_cast<int64_t>(stages_.size()) + 2) * map_size();
     T* relu = sample_arena().template numbers<T>(relu_size + framed_grad + z_size + own_size +
                                                  2 * x_size + map_size());
@@ -306,11 +307,13 @@ class BackwardEdge : EdgePass<T> {
       if (!has_relu) kernels_.relu(x, relu, in_frame(), in_blocks_);
       has_relu = true;
       const StageInput<T> input{relu, in_frame()};
-      this->stage_output(stage, input, z, own);
-      if (stages_[b].size() == 2) {
-        pass_norm(first_[b], blocked(kept(n, b), pixels_), own, own);
+      const bool is_last = stages_[b].size() == 1;
+      T* y = is_last && slots_[b] >= 0 ? kept(n, b) : own;
+      if (y == own) this->stage_output(stage, input, z, own);
+      if (is_last) {
+        pass_norm(last_[b], g, y, own);
       } else {
-        pass_norm(last_[b], g, own, own);
+        pass_norm(first_[b], blocked(kept(n, b), pixels_), own, own);
       }
       gather(stage, own, z, input, framed, places_[b][0], gradients);
       if (edge_.grad_x != nullptr) scatter(stage, framed, grad_x, edge_.height, edge_.width);
@@ -331,7 +334,8 @@ class BackwardEdge : EdgePass<T> {
     int64_t taps, matrix;
   };
 
-  // The depthwise output's gradient, framed, and with it the gradients of taps and matrix.
+  // The depthwise output's gradient, framed, and with it the gradients of taps and matrix. Of a full
+  // convolution its own output's gradient.
   void gather(const PackedStage<T>& stage,
               const T* e,
               const T* z,
@@ -340,6 +344,14 @@ class BackwardEdge : EdgePass<T> {
               const Places& place,
               T* gradients) const {
     const Frame frame = grad_frame(stage);
+    if (stage.is_full()) {
+      kernels_.put_frame(e, framed, frame, blocks_);
+      if (wants_matrix(*stage.stage)) {
+        kernels_.convolve_matrix(input.map, input.frame, stage.windows[0], stage.in_blocks, framed,
+                                 frame, node_.channels, gradients + place.matrix);
+      }
+      return;
+    }
     kernels_.clear_frame(framed, frame, stage.z_blocks());
     kernels_.product(e, node_.channels, stage.transposed.data(), framed, frame, stage.z_blocks());
     if (wants_matrix(*stage.stage)) {
@@ -355,6 +367,11 @@ class BackwardEdge : EdgePass<T> {
   void scatter(
       const PackedStage<T>& stage, const T* framed, T* grad, int64_t height, int64_t width) const {
     const Frame frame = grad_frame(stage);
+    if (stage.is_full()) {
+      kernels_.convolve_input(framed, frame, stage.windows[0], node_.channels,
+                              stage.transposed.data(), grad, height, width, stage.in_blocks);
+      return;
+    }
     for (size_t w = 0; w < stage.windows.size(); ++w) {
       kernels_.depthwise_input(
           framed + static_cast<int64_t>(w) * stage.in_blocks * frame.pixels() * lanes_, frame,
@@ -417,10 +434,14 @@ class BackwardEdge : EdgePass<T> {
       const bool is_shifted = k >= stage.rows;
       T* to = is_shifted ? stage.grad_shifted : stage.grad_matrix;
       if (to == nullptr) continue;
-      to += (is_shifted ? k - stage.rows : k) * stage.in_channels;
-      const int64_t from = places_[b][s].matrix + k * packed.z_blocks() * lanes_ +
-                           (is_shifted ? packed.in_blocks * lanes_ : 0);
-      for (int64_t c = 0; c < stage.in_channels; ++c) to[c] = at(from + c);
+      const int64_t taps = stage.is_full() ? count : 1;
+      to += (is_shifted ? k - stage.rows : k) * stage.in_channels * taps;
+      const int64_t step = packed.in_blocks * lanes_;
+      const int64_t from =
+          places_[b][s].matrix + k * packed.z_blocks() * lanes_ + (is_shifted ? step : 0);
+      for (int64_t c = 0; c < stage.in_channels; ++c) {
+        for (int64_t t = 0; t < taps; ++t) to[c * taps + t] = at(from + t * step + c);
+      }
     }
   }
 

@@ -27,21 +27,25 @@ struct Folded {
   std::vector<T> mean, scale, shift;
 };
 
-// A stage with its weights in blocks of lanes. Its depthwise output has the channels of the input
-// once for each window: one, or two of a factorised reduction.
+// A stage with its weights in blocks of lanes. What its matrix multiplies, z, has the channels of the
+// input once for each window (one, or two of a factorised reduction); of a full convolution once for
+// each tap, and is never formed.
 template <typename T>
 struct PackedStage {
   const Stage<T>* stage = nullptr;
   std::vector<Window> windows;
   int64_t in_blocks = 0;
-  int64_t z_channels = 0;     // of the depthwise output
+  int64_t z_channels = 0;
   std::vector<T> taps;        // [in_blocks, size * size, lanes]
   std::vector<T> matrix;      // [blocks, z_channels, lanes]
   std::vector<T> transposed;  // [z_blocks, channels, lanes]
   Folded<T> folded;
 
-  int64_t z_blocks() const { return in_blocks * static_cast<int64_t>(windows.size()); }
+  bool is_full() const { return stage->is_full(); }
   int64_t taps_count() const { return windows[0].size * windows[0].size; }
+  int64_t z_blocks() const {
+    return in_blocks * (is_full() ? taps_count() : static_cast<int64_t>(windows.size()));
+  }
   // The frame that a gradient needs for the windows to be turned over it.
   int64_t border() const { return windows[0].reach() > 0 ? windows[0].reach() : 0; }
 };
@@ -71,7 +75,7 @@ class EdgePass {
         stages.push_back(pack(stage, stages.empty() ? edge.stride : 1));
         int64_t& border = stages.size() == 1 ? in_border_ : border_;
         border = std::max(border, stages.back().border());
-        z_blocks_ = std::max(z_blocks_, stages.back().z_blocks());
+        if (!stages.back().is_full()) z_blocks_ = std::max(z_blocks_, stages.back().z_blocks());
       }
     }
   }
@@ -100,6 +104,11 @@ class EdgePass {
 
   // z = what the windows see, y = its product with the matrix.
   void stage_output(const PackedStage<T>& stage, const StageInput<T>& input, T* z, T* y) const {
+    if (stage.is_full()) {
+      kernels_.convolve(input.map, input.frame, stage.windows[0], stage.stage->in_channels,
+                        stage.matrix.data(), y, node_.height, node_.width, blocks_);
+      return;
+    }
     for (size_t w = 0; w < stage.windows.size(); ++w) {
       kernels_.depthwise(input.map, input.frame, stage.windows[w], stage.taps.data(),
                          z + static_cast<int64_t>(w) * stage.in_blocks * pixels_ * lanes_,
@@ -170,43 +179,58 @@ class EdgePass {
   const int64_t in_blocks_, blocks_;
   const int64_t in_pixels_, pixels_;
   int64_t in_border_ = 0, border_ = 0;
-  int64_t z_blocks_ = 1;                             // the most of any stage
+  int64_t z_blocks_ = 1;                             // the most that any stage forms
   std::vector<std::vector<PackedStage<T>>> stages_;  // [branches][stages]
 
  private:
   PackedStage<T> pack(const Stage<T>& stage, int64_t stride) const {
     PackedStage<T> packed;
     packed.stage = &stage;
-    // Without a depthwise convolution the window is one tap of one.
-    const bool has_taps = stage.size > 0;
-    packed.windows.push_back({has_taps ? stage.size : 1, has_taps ? stage.dilation : 1, stride, 0});
+    // Without a window it is one tap of one.
+    const bool has_window = stage.size > 0;
+    packed.windows.push_back(
+        {has_window ? stage.size : 1, has_window ? stage.dilation : 1, stride, 0});
     packed.in_blocks = (stage.in_channels + lanes_ - 1) / lanes_;
-    packed.z_channels = stage.in_channels;
+    packed.z_channels = stage.in_channels * (stage.is_full() ? packed.taps_count() : 1);
     if (stage.shifted != nullptr) {
       packed.windows.push_back({1, 1, stride, 1});
       packed.z_channels = packed.z_blocks() * lanes_;
     }
-    const int64_t count = packed.taps_count(), in = stage.in_channels;
+    if (!stage.is_full()) pack_taps(packed);
+    pack_matrix(packed);
+    return packed;
+  }
+  void pack_taps(PackedStage<T>& packed) const {
+    const Stage<T>& stage = *packed.stage;
+    const int64_t count = packed.taps_count();
     packed.taps.resize(static_cast<size_t>(packed.in_blocks * count * lanes_));
-    for (int64_t c = 0; c < in; ++c) {
+    for (int64_t c = 0; c < stage.in_channels; ++c) {
       for (int64_t t = 0; t < count; ++t) {
         packed.taps[place(c / lanes_ * count + t, c % lanes_)] =
-            has_taps ? stage.taps[c * count + t] : T{1};
+            stage.taps != nullptr ? stage.taps[c * count + t] : T{1};
       }
     }
+  }
+  void pack_matrix(PackedStage<T>& packed) const {
+    const Stage<T>& stage = *packed.stage;
+    const int64_t in = stage.in_channels, count = stage.is_full() ? packed.taps_count() : 1;
     packed.matrix.resize(static_cast<size_t>(blocks_ * packed.z_channels * lanes_));
     packed.transposed.resize(static_cast<size_t>(packed.z_blocks() * node_.channels * lanes_));
     for (int64_t c = 0; c < node_.channels; ++c) {
       const bool is_shifted = c >= stage.rows;
-      const T* row = is_shifted ? stage.shifted + (c - stage.rows) * in : stage.matrix + c * in;
-      const int64_t first = is_shifted ? packed.in_blocks * lanes_ : 0;
+      const T* row =
+          is_shifted ? stage.shifted + (c - stage.rows) * in : stage.matrix + c * in * count;
+      const int64_t shift = is_shifted ? packed.in_blocks * lanes_ : 0;
       for (int64_t k = 0; k < in; ++k) {
-        const int64_t z = first + k;
-        packed.matrix[place(c / lanes_ * packed.z_channels + z, c % lanes_)] = row[k];
-        packed.transposed[place(z / lanes_ * node_.channels + c, z % lanes_)] = row[k];
+        for (int64_t t = 0; t < count; ++t) {
+          // Taps lie one after another: in whole blocks where they are outputs.
+          const int64_t dense = shift + t * in + k, z = shift + t * packed.in_blocks * lanes_ + k;
+          const T value = row[k * count + t];
+          packed.matrix[place(c / lanes_ * packed.z_channels + dense, c % lanes_)] = value;
+          packed.transposed[place(z / lanes_ * node_.channels + c, z % lanes_)] = value;
+        }
       }
     }
-    return packed;
   }
   size_t place(int64_t row, int64_t lane) const { return static_cast<size_t>(row * lanes_ + lane); }
 };

@@ -22,8 +22,9 @@ class ForwardEdge : EdgePass<T> {
  public:
   ForwardEdge(const Node<T>& node, const Edge<T>& edge) : Base(node, edge) {
     for (size_t b = 0; b < stages_.size(); ++b) {
-      const bool is_kept =
-          stages_[b].size() == 2 || (stages_[b].size() == 1 && edge.channels > kMostChannelsAgain);
+      const bool is_kept = stages_[b].size() == 2 ||
+                           (stages_[b].size() == 1 &&
+                            (stages_[b][0].is_full() || edge.channels > kMostChannelsAgain));
       slots_.push_back(is_kept ? kept_++ : -1);
     }
     maps_ = batch_arena().numbers<T>(node.samples * kept_ * map_size() + kSlackPixels * lanes_);

@@ -22,21 +22,24 @@ struct Norm {
   T* grad_beta = nullptr;
 };
 
-// ReLU, depthwise convolution, pointwise convolution, batch norm. With a shifted matrix, output
-// channels from `rows` on come from the input one row and column further (factorised reduction).
+// ReLU, depthwise convolution, pointwise convolution, batch norm; or, without taps but with a window,
+// ReLU, full convolution, batch norm. With a shifted matrix, output channels from `rows` on come from
+// the input one row and column further (factorised reduction).
 template <typename T>
 struct Stage {
   int64_t in_channels = 0;
-  int64_t size = 0;  // of the depthwise window; 0 for none
+  int64_t size = 0;  // of the window; 0 for none
   int64_t dilation = 1;
   const T* taps = nullptr;  // [in_channels, size * size]
   int64_t rows = 0;
-  const T* matrix = nullptr;   // [rows, in_channels]
+  const T* matrix = nullptr;   // [rows, in_channels], times size * size of a full convolution
   const T* shifted = nullptr;  // [channels - rows, in_channels]
   T* grad_taps = nullptr;
   T* grad_matrix = nullptr;
   T* grad_shifted = nullptr;
   Norm<T> norm;
+
+  bool is_full() const { return size > 0 && taps == nullptr; }
 };
 
 template <typename T>

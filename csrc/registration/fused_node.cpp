@@ -83,7 +83,9 @@ class ParamReader {
     stage.in_channels = in;
     stage.size = size;
     stage.dilation = dilation;
-    if (size > 0) stage.taps = next(in * size * size, &stage.grad_taps);
+    const bool is_full = (code & 16) != 0;
+    check(!is_full || size > 0, op_, ": a full convolution must have a window");
+    if (size > 0 && !is_full) stage.taps = next(in * size * size, &stage.grad_taps);
     const bool has_shifted = (code & 8) != 0;
     stage.rows = out;
     if (has_shifted) {
@@ -92,7 +94,7 @@ class ParamReader {
       stage.rows = params_[at_].size(0);
       check(stage.rows > 0 && stage.rows < out, op_, ": a matrix must have some of the channels");
     }
-    stage.matrix = next(stage.rows * in, &stage.grad_matrix);
+    stage.matrix = next(stage.rows * in * (is_full ? size * size : 1), &stage.grad_matrix);
     if (has_shifted) stage.shifted = next((out - stage.rows) * in, &stage.grad_shifted);
     stage.norm = norm(code, out);
     return stage;
@@ -143,7 +145,7 @@ Sizes check_inputs(const char* op,
         ": layout must name edges that exist");
   sizes.channels = xs[static_cast<size_t>(layout[0])].size(1);
   if (layout[1] == static_cast<int64_t>(Kind::conv)) {
-    const size_t matrix = layout[3] > 0 ? 1 : 0;
+    const size_t matrix = layout[3] > 0 && (layout[5] & 16) == 0 ? 1 : 0;
     check(params.size() > matrix && params[matrix].dim() == 4, op,
           ": params must be as many as layout says");
     sizes.channels = params[matrix].size(0);

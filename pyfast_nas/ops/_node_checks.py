@@ -82,10 +82,12 @@ def _check_candidate(
                         f"got {list(stage.taps.shape)}"
                     )
                 _like(xs[0], f"{where} taps", stage.taps)
-            if stage.matrix.dim() != 4 or stage.matrix.shape[1:] != (channels, 1, 1):
+            shape = stage.matrix.shape
+            size = shape[-1] if len(shape) == 4 and stage.taps is stage.shifted is None else 1
+            if shape[1:] != (channels, size, size) or size % 2 == 0:
                 raise ValueError(
-                    f"{_OP}: {where} must have a matrix [C_out, {channels}, 1, 1], "
-                    f"got {list(stage.matrix.shape)}"
+                    f"{_OP}: {where} must have a matrix [C_out, {channels}, 1, 1], or without taps "
+                    f"one of k x k with odd k, got {list(shape)}"
                 )
             _like(xs[0], f"{where} matrix", stage.matrix)
             if stage.shifted is not None:

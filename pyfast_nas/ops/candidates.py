@@ -26,7 +26,7 @@ class Norm(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """ReLU, depthwise convolution, pointwise convolution, batch norm.
+    """ReLU, depthwise convolution, pointwise or full convolution, batch norm.
 
     With ``shifted`` it is a factorised reduction: two pointwise convolutions of stride 2, the
     second one row and column further, whose outputs stand side by side.
@@ -34,7 +34,8 @@ class Stage(NamedTuple):
     Attributes:
         taps: Depthwise kernel ``[C_in, 1, k, k]`` with odd k, padded so that the image keeps its
             size at stride 1; None for none.
-        matrix: Pointwise kernel ``[C_out, C_in, 1, 1]``.
+        matrix: Pointwise kernel ``[C_out, C_in, 1, 1]``; or, without ``taps``, kernel
+            ``[C_out, C_in, k, k]`` of a full convolution with odd k, padded in the same way.
         norm: The batch norm behind it.
         dilation: Distance of the taps.
         shifted: Pointwise kernel of the remaining output channels, ``[C_rest, C_in, 1, 1]``; only

@@ -17,7 +17,7 @@ class Plan(NamedTuple):
 
     ``edge, kind, stages``, then for each of two stages ``kernel size (0: none), dilation, norm``
     with norm 0 for none, 1 for plain and 2 for affine, plus 4 where the statistics are given, plus
-    8 where the stage has a shifted matrix.
+    8 where the stage has a shifted matrix, plus 16 where the window is that of the matrix.
     """
 
     layout: tuple[int, ...]
@@ -33,9 +33,8 @@ class Plan(NamedTuple):
             layout += (candidate.edge, _KINDS.index(candidate.kind), len(candidate.stages))
             stages = candidate.stages or (Stage(None, None, candidate.norm),)
             for stage in (*stages, Stage(None, None, None))[:2]:
-                size = 0 if stage.taps is None else stage.taps.shape[-1]
-                shifted = 0 if stage.shifted is None else 8
-                layout += (size, stage.dilation, _norm_code(stage.norm) + shifted)
+                size, form = _window(stage)
+                layout += (size, stage.dilation, _norm_code(stage.norm) + form)
             eps += (norm.eps for norm in candidate.norms())
         return cls(tuple(layout), tuple(eps), tuple(strides))
 
@@ -57,7 +56,7 @@ class Plan(NamedTuple):
             return Norm(gamma, beta, mean, var, eps)
 
         def stage(size: int, dilation: int, code: int) -> Stage:
-            taps, matrix = next(left) if size else None, next(left)
+            taps, matrix = next(left) if size and not code & 16 else None, next(left)
             shifted = next(left) if code & 8 else None
             return Stage(taps, matrix, norm(code), dilation, shifted)
 
@@ -70,6 +69,15 @@ class Plan(NamedTuple):
             else:
                 candidates.append(Candidate(_KINDS[kind], edge, norm=norm(rest[2])))
         return candidates
+
+
+def _window(stage: Stage) -> tuple[int, int]:
+    """Return the size of a stage's window and what its code says beside the norm."""
+    if stage.taps is not None:
+        return stage.taps.shape[-1], 0
+    if stage.matrix is not None and stage.matrix.shape[-1] > 1:
+        return stage.matrix.shape[-1], 16
+    return 0, 0 if stage.shifted is None else 8
 
 
 def _norm_code(norm: Norm | None) -> int:

@@ -105,18 +105,16 @@ def _convolve(x: Tensor, stage: Stage, stride: int) -> Tensor:
             F.conv2d(x[:, :, 1:, 1:], stage.shifted, stride=2),
         )
         return torch.cat(halves, dim=1)
-    if stage.taps is None:
-        return F.conv2d(x, stage.matrix, stride=stride)
-    size = stage.taps.shape[-1]
+    kernel = stage.matrix if stage.taps is None else stage.taps
     z = F.conv2d(
         x,
-        stage.taps,
+        kernel,
         stride=stride,
-        padding=stage.dilation * (size - 1) // 2,
+        padding=stage.dilation * (kernel.shape[-1] - 1) // 2,
         dilation=stage.dilation,
-        groups=x.shape[1],
+        groups=1 if stage.taps is None else x.shape[1],
     )
-    return F.conv2d(z, stage.matrix)
+    return z if stage.taps is None else F.conv2d(z, stage.matrix)
 
 
 def _normalise(y: Tensor, norm: Norm, statistics: list[Tensor]) -> Tensor:

@@ -12,6 +12,8 @@ SEP3, SEP5, DIL3, DIL5 = ((3, 1), (3, 1)), ((5, 1), (5, 1)), ((3, 2),), ((5, 2),
 # Window 0 has no depthwise convolution; 1, 7 and dilation 3 take the way of any window.
 ODD = (((0, 1),), ((7, 1),), ((1, 1), (3, 3)))
 REDUCE = ((-1, 1),)  # a factorised reduction
+# Full convolutions are written with the negative of their size.
+FULL = (((-3, 1),), ((-5, 2), (-3, 1)), ((3, 1), (-3, 2)), ((-9, 1),))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +56,9 @@ class NodeCase:
             stages, width_in = [], channels
             for size, dilation in windows:
                 taps = 0.3 * draw(width_in, 1, size, size) if size > 0 else None
-                matrix = 0.3 * draw(out, width_in, 1, 1)
-                if size < 0:
+                full = -size if size < -1 else 1
+                matrix = 0.3 * draw(out, width_in, full, full) / full
+                if size == -1:
                     matrix, shifted = matrix[: (out + 1) // 2], matrix[(out + 1) // 2 :]
                     stages.append(Stage(None, matrix, norm(), shifted=shifted))
                 else:

@@ -11,6 +11,7 @@ from pyfast_nas.ops.node_plan import params_of
 from pyfast_nas.testing import TOLERANCE, nan_poison, relative_error
 from tests.ops.node_cases import (
     DIL5,
+    FULL,
     ODD,
     REDUCE,
     SEP3,
@@ -45,6 +46,14 @@ CASES = [
     *(NodeCase((2, c, 8, 8), (2,), "a", (REDUCE,), False, out) for c, out in ((48, 16), (5, 33))),
     NodeCase((3, 64, 8, 8), (2, 2), "", (REDUCE, DIL5), True),
     NodeCase((2, 40, 5, 5), (1,), "", (((0, 1),), DIL5), False, 19),
+    *(
+        NodeCase(shape, (stride,), norm, FULL)
+        for shape in ((2, 5, 6, 7), (3, 16, 8, 8), (2, 20, 9, 18))
+        for stride in (1, 2)
+        for norm in ("", "ag")
+    ),
+    *(NodeCase((2, c, 7, 33), (1,), "a", FULL, False, out) for c, out in ((48, 16), (5, 40))),
+    NodeCase((2, 64, 8, 8), (1, 1), "", (FULL[0], ((0, 1),))),
 ]
 
 
@@ -82,8 +91,10 @@ def test_float32_is_at_most_twice_as_wrong_as_eager(case, instruction_set):
         if place == 2 or place > 2 + edges:
             # A sum over the whole batch, whose terms may cancel: gradients of weights, parameters.
             scale = scale.maximum(gradient.abs().sum())
-        # Roundings of the result, of a window's sum and of the sum over channels.
-        unit = 2.0**-24 * (1 + 25 + case.shape[1])
+        # Roundings of the result, of a window's sum and of the sum over channels, which a full
+        # convolution takes over all taps.
+        window = max([1, *(size**2 for stages in case.windows for size, _ in stages if size < -1)])
+        unit = 2.0**-24 * (1 + 25 + case.shape[1] * window)
         assert error <= 2 * (eager.double() - want).abs().max() + unit * scale
 
 
