@@ -39,9 +39,9 @@ def recognise(module: nn.Module, *, wrappers: bool = False) -> Recipe | None:
     """Return what ``module`` computes as a candidate of a fused node, or None if that is unknown.
 
     Known are the identity, 3x3 pooling with or without a batch norm, and one or two stages of
-    ReLU, depthwise convolution, 1x1 convolution and batch norm, or one without the depthwise
-    convolution. They may lie in nested `nn.Sequential` modules. A factorised reduction is known
-    too: ReLU, two 1x1 convolutions of stride 2 side by side, batch norm.
+    ReLU, depthwise convolution, 1x1 convolution and batch norm, or of ReLU, one convolution of any
+    odd window and batch norm. They may lie in nested `nn.Sequential` modules. A factorised
+    reduction is known too: ReLU, two 1x1 convolutions of stride 2 side by side, batch norm.
 
     Args:
         module: A candidate operation.
@@ -234,48 +234,43 @@ def _match_reduction(layers: list[nn.Module]) -> tuple[str | None, dict[str, obj
 
 
 def _match_stage(layers: list[nn.Module]) -> tuple[StageLayers, int, list[int]] | None:
-    """Match ReLU, perhaps depthwise, pointwise, norm: the stage, its stride, channels in and out.
+    """Match ReLU, perhaps depthwise, a convolution, norm: the stage, its stride, channels in and out.
 
+    Behind a depthwise convolution it must be a pointwise one, alone it may have any odd window.
     A ReLU that works in place is served where it reads what nobody else does; whether it is the
     first one is for the caller, who knows who else reads its input.
     """
     if not isinstance(layers[0], nn.ReLU) or not isinstance(layers[-1], nn.BatchNorm2d):
         return None
-    *depthwise, pointwise = layers[1:-1] or [None]
-    if len(depthwise) > 1 or not all(
+    convolutions = layers[1:-1]
+    if len(convolutions) not in (1, 2) or not all(
         isinstance(conv, nn.Conv2d) and conv.bias is None and conv.padding_mode == "zeros"
-        for conv in (*depthwise, pointwise)
+        for conv in convolutions
     ):
         return None
-    strided = (*depthwise, pointwise)[0]
+    first, last = convolutions[0], convolutions[-1]
+    size, dilation = first.kernel_size[0], first.dilation[0]
+    reach = dilation * (size - 1) // 2
     if (
-        pointwise.kernel_size != (1, 1)
-        or pointwise.groups != 1
-        or _padding(pointwise) != (0, 0)
-        or strided.stride not in ((1, 1), (2, 2))
-        or (depthwise and pointwise.stride != (1, 1))
-        or pointwise.out_channels != layers[-1].num_features
+        first.kernel_size != (size, size)
+        or size % 2 == 0
+        or first.dilation != (dilation, dilation)
+        or _padding(first) != (reach, reach)
+        or first.stride not in ((1, 1), (2, 2))
+        or last.groups != 1
+        or last.out_channels != layers[-1].num_features
     ):
         return None
-    dilation = 1
-    for conv in depthwise:
-        size, dilation = conv.kernel_size[0], conv.dilation[0]
-        reach = dilation * (size - 1) // 2
-        if (
-            conv.kernel_size != (size, size)
-            or size % 2 == 0
-            or conv.dilation != (dilation, dilation)
-            or _padding(conv) != (reach, reach)
-            or not conv.in_channels == conv.out_channels == conv.groups == pointwise.in_channels
-        ):
-            return None
-    stage = StageLayers(
-        depthwise[0]._parameters if depthwise else None,
-        pointwise._parameters,
-        NormLayer(layers[-1]),
-        dilation,
-    )
-    return stage, strided.stride[0], [strided.in_channels, pointwise.out_channels]
+    if last is not first and (
+        not first.in_channels == first.out_channels == first.groups == last.in_channels
+        or last.kernel_size != (1, 1)
+        or last.stride != (1, 1)
+        or _padding(last) != (0, 0)
+    ):
+        return None
+    depthwise = None if last is first else first._parameters
+    stage = StageLayers(depthwise, last._parameters, NormLayer(layers[-1]), dilation)
+    return stage, first.stride[0], [first.in_channels, last.out_channels]
 
 
 def _padding(conv: nn.Conv2d) -> tuple[int, int]:

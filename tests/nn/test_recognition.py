@@ -39,6 +39,11 @@ def pointwise(c_in=CHANNELS, c_out=CHANNELS, **options):
     return nn.Conv2d(c_in, c_out, 1, **{"bias": False} | options)
 
 
+def full(size=3, dilation=1, stride=1, c_out=CHANNELS, **options):
+    options = {"padding": dilation * (size - 1) // 2, "bias": False} | options
+    return nn.Conv2d(CHANNELS, c_out, size, stride, dilation=dilation, **options)
+
+
 def stage(size=3, dilation=1, stride=1, c_out=CHANNELS, **options):
     conv = depthwise(size, dilation, stride)
     return [nn.ReLU(), conv, pointwise(c_out=c_out), norm(c_out, **options)]
@@ -92,6 +97,14 @@ KNOWN = {
         lambda: nn.Sequential(nn.ReLU(), pointwise(stride=2), norm()),
         ("conv", 2, CHANNELS, CHANNELS),
     ),
+    "full convolution": (
+        lambda: nn.Sequential(nn.ReLU(), full(c_out=3), norm(3)),
+        ("conv", 1, CHANNELS, 3),
+    ),
+    "full convolutions, dilated, strided": (
+        lambda: nn.Sequential(nn.ReLU(), full(5, 2, 2), norm(), *stage()),
+        ("conv", 2, CHANNELS, CHANNELS),
+    ),
     "in-place relu inside": (
         lambda: nn.Sequential(*stage(), nn.ReLU(inplace=True), *stage()[1:]),
         ("conv", 1, CHANNELS, CHANNELS),
@@ -114,8 +127,12 @@ class Wrapped(nn.Module):
 
 
 UNKNOWN = {
-    "full convolution": lambda: nn.Sequential(
-        nn.ReLU(), nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False), norm()
+    "full convolution with bias": lambda: nn.Sequential(nn.ReLU(), full(bias=True), norm()),
+    "full convolution without padding": lambda: nn.Sequential(nn.ReLU(), full(padding=0), norm()),
+    "even full convolution": lambda: nn.Sequential(nn.ReLU(), full(4, padding=2), norm()),
+    "full convolution in groups": lambda: nn.Sequential(nn.ReLU(), full(groups=CHANNELS), norm()),
+    "full convolution, then pointwise": lambda: nn.Sequential(
+        nn.ReLU(), full(), pointwise(), norm()
     ),
     "bias": lambda: nn.Sequential(nn.ReLU(), depthwise(bias=True), pointwise(), norm()),
     "pointwise bias": lambda: nn.Sequential(nn.ReLU(), pointwise(bias=True), norm()),
