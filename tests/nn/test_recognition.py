@@ -585,7 +585,7 @@ class TestWeightsOfZero:
 def test_plain_modules_run_beside(fused_nodes):
     modules = known_candidates(1)
     modules["tanh"] = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.Tanh())
-    modules["unknown"] = UNKNOWN["full convolution"]()
+    modules["unknown"] = UNKNOWN["full convolution with bias"]()
     edge = randomise(MixedOp(modules).double())
     assert_same(edge)
     assert fused_nodes == [len(modules) - 2] * 2
