@@ -1,8 +1,9 @@
 """Edges, nodes, cells and super-nets: ``pytest benchmarks/bench_networks.py``.
 
-With recomputation, forward and backward of the DARTS super-net take 663 M multiply-adds in
-depthwise and 1,114 M in pointwise convolutions an image, and move about 85 MB, where eager PyTorch
-keeps 120 MiB and passes over it several times: the ideal is bound by arithmetic, eager by memory.
+Forward and backward of the DARTS super-net ask for 1,196 M multiply-adds an image in its nodes, a
+third of them in depthwise windows, and for 28 MB of traffic, where eager PyTorch keeps 120 MiB and
+passes over it several times: the ideal is bound by arithmetic, eager by memory. What our nodes make
+of it is measured by ``bench_profile.py``.
 """
 
 import pytest

@@ -39,7 +39,7 @@ def page(folder: Path = FOLDER / "results") -> str:
 def _section(operator: str, rows: Sequence[Record]) -> str:
     versions = sorted({f"torch {row['torch']}, commit {row['commit']}" for row in rows})
     parts = [f"### {operator}\n", TEXTS.get(operator, ""), f"{'; '.join(versions)}.\n"]
-    if operator in ("supernet", "step"):
+    if operator in ("supernet", "profile", "step"):
         for (_, case, dtype, threads), some in by_case(rows).items():
             parts.append(f"**{case}**, {dtype}, {threads} threads\n\n{_markdown(*table(some))}")
     else:

@@ -7,9 +7,11 @@ HEAD = """# Benchmarks
 Every figure stands in a file of `benchmarks/results/`, one per device; this page and its picture
 are made from them by `python -m benchmarks.tables`. `make bench` measures, `make bench-long` adds
 `torch.compile` of networks; `pyfast-nas bench --output benchmarks/results` measures one part anew,
-as `--what supernet`, `step`, `edge`. Each part names the commits of its rows. Times are medians.
-All providers of a row were timed in turn in one process on random data, after their results had
-been checked against float64. What is not here has not been measured yet.
+as `--what supernet`, `profile`, `step`, `cell`, `edge`; a single operator's rows come from its file
+in `benchmarks/`, as `python -m pytest benchmarks/bench_norm_mixed_sum.py --benchmark-only`. Each
+part names the commits of its rows. Times are medians. All providers of a row were timed in turn in
+one process on random data, after their results had been checked against float64. What is not here
+has not been measured yet.
 
 ![Times and memory of our code and of its rivals](benchmarks.svg)
 """
@@ -26,9 +28,26 @@ the allocator's, resident that of a fresh process above its idle state, scratch 
 MiB. The errors are those of the class logits and of the worst gradient against float64; the latter
 is made by single values that float32 puts on the other side of a ReLU, in eager PyTorch as well.
 
-Most of the time is in the fused nodes, and most of that in backward, which computes forward again.
-On NAS-Bench-201 the full 3 x 3 convolutions run as modules beside the nodes, each with a batch norm
-of its own.
+Where the time of ours goes, and what bounds it, is measured by `pyfast-nas bench --what profile`.
+""",
+    "profile": """\
+Where the time of `fused` and `accelerate` goes in one forward and backward pass. torch's profiler
+times the operators where Python or autograd calls them: the fused nodes, the largest of the others,
+the rest of them. Outside of operators are Python and autograd. Shares are of the watched call; the
+same call unwatched stands below it.
+
+GFLOP and MB are what the mathematics asks for (`pyfast_nas/bench/work.py`). Forward: depthwise
+windows and products of every candidate; inputs, parameters and outcome through memory once.
+Backward: the windows and products again, and twice as many for the gradients of inputs and weights;
+the gradients through memory as well. Batch norms, ReLUs and pools, and what a kernel computes
+oftener than that, count for nothing. Their speed stands beside that of a product of two float32
+matrices of 2,048 x 2,048 and of a copy of 64 MiB, timed in the same rounds: the closer ceiling is
+what bounds a node.
+
+Most of the time is in the fused nodes, and most of that in backward. They are bound by arithmetic:
+of the speed of a copy they use little. A depthwise window does less with each value that it loads
+than a matrix product, and the nodes of DARTS, which have them, stay further below the product than
+those of NAS-Bench-201, which have none. Next after the nodes is what lies outside of operators.
 """,
     "step": """\
 One search step, an update of the architecture and one of the weights. `eager` is the first-order

@@ -1,6 +1,7 @@
 """What a case of a network is, and the whole super-nets: sizes, the plain module and ours."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from pyfast_nas import spaces
 from pyfast_nas.bench.plain_darts import PlainDARTS
 from pyfast_nas.bench.plain_nas_bench_201 import PlainNASBench201
 from pyfast_nas.bench.rivals import PROVIDERS
-from pyfast_nas.bench.workload import Workload
+from pyfast_nas.bench.workload import DEEP, FLOAT64, KINKS, Errors, Workload, check
 
 __all__ = ["CLASSES", "DARTSCase", "NASBench201Case", "NetworkCase", "copy_values"]
 
@@ -121,6 +122,27 @@ class NetworkCase:
             gradient=gradient,
             parameters=[*parameters, *module.buffers()],
         )
+
+    def check(self, works: Mapping[str, Workload], device: str = "cpu") -> dict[str, Errors]:
+        """Compare providers in float32 with plain PyTorch in float64; return their errors.
+
+        What is ours is compared in float64 as well, where the limit is sharp.
+
+        Raises:
+            WrongResultError: If a provider computes something else.
+        """
+        truth = self.workload("eager", torch.float64, device).results()
+        plain = "eager"
+        wide = {plain: truth}
+        for name in works:
+            if PROVIDERS[name].is_native:
+                wide[name] = self.workload(name, torch.float64, device).results()
+                check(wide, truth, plain, f"{self.name} in float64", tolerance=FLOAT64)
+                del wide[name]
+        results = {name: work.results() for name, work in works.items()}
+        if plain not in results:
+            results[plain] = self.workload(plain, device=device).results()
+        return check(results, truth, plain, self.name, tolerance=DEEP, kinks=KINKS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ class Row:
     mode: str
     """``"forward"`` without gradients, ``"backward"``, ``"both"``, or ``"step"``."""
     provider: str
+    """Who ran it; in a profile the part of the call that is timed."""
     shape: list[int]
     dtype: str
     threads: int
@@ -44,6 +45,12 @@ class Row:
     """Bytes that the ideal kernel reads and writes."""
     copy_share: float = 0.0
     """Speed of the ideal kernel's traffic over the measured speed of a copy."""
+    flops: int | None = None
+    """Floating-point operations that the mathematics asks for."""
+    depthwise_flops: int | None = None
+    """Those of depthwise windows among them."""
+    product_share: float | None = None
+    """Speed of all of them over the measured speed of a large float32 matrix product."""
     peak_bytes: int | None = None
     """Most that torch's allocator held at once."""
     kept_bytes: int | None = None

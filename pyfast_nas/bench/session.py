@@ -15,18 +15,16 @@ from pyfast_nas.bench.child import (
 from pyfast_nas.bench.memory import held_bytes, kept_bytes, peak_bytes
 from pyfast_nas.bench.networks import DARTSCase, NetworkCase
 from pyfast_nas.bench.operators import MIXED_SUM_CASES, NORM_MIXED_SUM_CASES, OperatorCase
+from pyfast_nas.bench.profile import bench_profile
 from pyfast_nas.bench.record import Row
 from pyfast_nas.bench.rivals import PROVIDERS
 from pyfast_nas.bench.sampling import GUMBEL_TOPK_CASES
 from pyfast_nas.bench.settings import Settings, network_cases
 from pyfast_nas.bench.steps import SEARCHES, StepCase
 from pyfast_nas.bench.timing import Timing, copy_bandwidth, measure
-from pyfast_nas.bench.workload import DEEP, KINKS, Errors, Workload, check
+from pyfast_nas.bench.workload import DEEP, FLOAT64, KINKS, Errors, Workload, check
 
 __all__ = ["bench", "bench_network", "bench_operator", "bench_steps"]
-
-# In float64 rounding grows through eight cells, and no value is close enough to a step to cross it.
-FLOAT64 = 1e-9
 
 Say = Callable[[str], None]
 
@@ -52,6 +50,10 @@ def bench(what: str, settings: Settings, say: Say = lambda line: None) -> Iterat
     if what == "step":
         net = DARTSCase(batch=settings.batch_size, channels=settings.channels, cells=settings.cells)
         yield bench_steps(StepCase(net=net), settings, say)
+        return
+    if what == "profile":
+        for case in network_cases("supernet", settings):
+            yield bench_profile(case, settings, say)
         return
     for case in network_cases(what, settings):
         yield bench_network(case, settings, say)
@@ -123,7 +125,7 @@ def bench_network(
             torch._dynamo.reset()
             allow_recompilation()
         works, notes, setup = _prepared(case, settings, say, device)
-        errors = _checked(case, works, device)
+        errors = case.check(works, device)
         timings: dict[str, Mapping[str, Timing]] = {}
         for mode in ("forward", "both"):
             say(f"{case.operator}, {case.name}: timing {mode}")
@@ -173,22 +175,6 @@ def _prepared(
         except (ChildError, NotImplementedError) as error:
             notes[name] = str(error)
     return works, notes, setup
-
-
-def _checked(case: NetworkCase, works: Mapping[str, Workload], device: str) -> dict[str, Errors]:
-    """Errors in float32; what is ours is compared in float64 as well, where the limit is sharp."""
-    truth = case.workload("eager", torch.float64, device).results()
-    plain = "eager"
-    wide = {plain: truth}
-    for name in works:
-        if PROVIDERS[name].is_native:
-            wide[name] = case.workload(name, torch.float64, device).results()
-            check(wide, truth, plain, f"{case.name} in float64", tolerance=FLOAT64)
-            del wide[name]
-    results = {name: work.results() for name, work in works.items()}
-    if plain not in results:
-        results[plain] = case.workload(plain, device=device).results()
-    return check(results, truth, plain, case.name, tolerance=DEEP, kinks=KINKS)
 
 
 def _memory(

@@ -4,8 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pyfast_nas.bench.profile import CEILINGS, NODES, OUTSIDE, REST, WATCHED, WHOLE
 from pyfast_nas.bench.record import OURS
-from pyfast_nas.viz.units import duration, number
+from pyfast_nas.viz.units import duration, number, percent
 
 __all__ = ["Record", "best_rival", "by_case", "mebibytes", "ours_of", "table", "time"]
 
@@ -76,7 +77,8 @@ def best_rival(rows: Iterable[Record], *, start: str = "") -> Record | None:
 def table(rows: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
     """Return head and lines of the table of one case, slowest provider first.
 
-    Columns that nobody has anything in are left out. Saved and held are MiB an image after the
+    Columns that nobody has anything in are left out. A profile has a line for each part of the call
+    in place of one for each provider. Saved and held are MiB an image after the
     forward pass, peak and resident are MiB.
 
     Args:
@@ -90,6 +92,8 @@ def table(rows: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
         ... ])
         (['', 'fwd + bwd', 'x ours'], [['loop', '6.00 us', '3.00'], ['fused', '2.00 us', '1.00']])
     """
+    if rows[0]["operator"] == "profile":
+        return _profile_table(rows)
     modes = [mode for mode in MODES if any(row["mode"] == mode for row in rows)]
     grouped: dict[str, dict[str, Record]] = defaultdict(dict)
     for row in rows:
@@ -111,6 +115,40 @@ def table(rows: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
     order = sorted(grouped, key=lambda name: (name in OURS, -_median(last[name])))
     head = ["", *(title.rstrip() for title in columns)]
     return head, [[name, *(cells.get(name, "") for cells in columns.values())] for name in order]
+
+
+def _profile_table(rows: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+    """One line for each part of a call, nodes first, then the largest; the whole comes last."""
+    last = (REST, OUTSIDE, WATCHED, WHOLE, *CEILINGS)
+    places = {name: place for place, name in enumerate(NODES.values(), start=-len(NODES))}
+    places |= {name: place for place, name in enumerate(last, start=1)}
+    watched = next(_median(row) for row in rows if row["provider"] == WATCHED)
+    lines = []
+    for row in sorted(rows, key=lambda row: (places.get(row["provider"], 0), -_median(row))):
+        name, microseconds = row["provider"], _median(row)
+        cells = dict.fromkeys(_PROFILE, "") | {"": name, "time": time(row)}
+        if name not in (WHOLE, *CEILINGS):
+            cells["share"] = percent(microseconds / watched)
+        if flops := row.get("flops"):
+            cells["GFLOP"] = f"{flops / 1e9:.2f}"
+            cells["depthwise"] = percent(row["depthwise_flops"] / flops)
+            cells["GFLOP/s"] = f"{flops / microseconds / 1e3:.1f}"
+            cells["of product"] = percent(row["product_share"])
+        if moved := row["bytes_moved"]:
+            cells["MB"] = f"{moved / 1e6:.1f}"
+            cells["GB/s"] = f"{moved / microseconds / 1e3:.2f}"
+            cells["of copy"] = percent(row["copy_share"])
+        if name in NODES.values():
+            is_memory = row["copy_share"] > row["product_share"]
+            cells["bound by"] = "memory" if is_memory else "arithmetic"
+        lines.append([cells[title] for title in _PROFILE])
+    return list(_PROFILE), lines
+
+
+_PROFILE = (
+    *("", "time", "share", "GFLOP", "depthwise", "GFLOP/s", "of product"),
+    *("MB", "GB/s", "of copy", "bound by"),
+)
 
 
 def _median(row: Record) -> float:

@@ -4,11 +4,11 @@ import dataclasses
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-__all__ = ["Timing", "copy_bandwidth", "measure"]
+__all__ = ["Timing", "copy_bandwidth", "copy_call", "measure", "product_call", "quantiles"]
 
 SHORT = 0.005  # seconds; a call below is warmed up more than once
 SAMPLE = 2e-4  # seconds; shorter calls are repeated inside one sample
@@ -62,7 +62,7 @@ def measure(
                 samples[name].append(timed(call, repeats[name]) * 1e6)
     finally:
         gc.enable()
-    return {name: _quantiles(values) for name, values in samples.items()}
+    return {name: quantiles(values) for name, values in samples.items()}
 
 
 def _timed_on_cpu(call: Callable[[], object], repeats: int) -> float:
@@ -82,14 +82,32 @@ def _timed_on_gpu(call: Callable[[], object], repeats: int) -> float:
     return start.elapsed_time(end) / 1e3 / repeats
 
 
-def _quantiles(values: list[float]) -> Timing:
+def quantiles(values: Sequence[float]) -> Timing:
+    """Return the quantiles of at least two times in microseconds.
+
+    Example:
+        >>> quantiles([1.0, 2.0, 3.0])
+        Timing(p20=1.4, p50=2.0, p80=2.6)
+    """
     cuts = statistics.quantiles(values, n=10, method="inclusive")
     return Timing(p20=round(cuts[1], 3), p50=round(cuts[4], 3), p80=round(cuts[7], 3))
 
 
 def copy_bandwidth(device: str = "cpu", size: int = 1 << 26) -> float:
     """Measure bytes read and written by ``Tensor.copy_`` per second, on ``size`` bytes each way."""
+    copy, moved = copy_call(device, size)
+    return moved / (measure({"copy": copy}, seconds=0.5, device=device)["copy"].p50 * 1e-6)
+
+
+def copy_call(device: str = "cpu", size: int = 1 << 26) -> tuple[Callable[[], object], int]:
+    """Return a call of ``Tensor.copy_`` on ``size`` bytes, and the bytes it reads and writes."""
     source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
-    timing = measure({"copy": lambda: target.copy_(source)}, seconds=0.5, device=device)
-    return 2 * size / (timing["copy"].p50 * 1e-6)
+    return lambda: target.copy_(source), 2 * size
+
+
+def product_call(device: str = "cpu", size: int = 2048) -> tuple[Callable[[], object], int]:
+    """Return a product of two square float32 matrices, and its floating-point operations."""
+    a, b = (torch.randn(size, size, device=device) for _ in range(2))
+    out = torch.empty_like(a)
+    return lambda: torch.mm(a, b, out=out), 2 * size**3

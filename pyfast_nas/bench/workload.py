@@ -12,7 +12,7 @@ from torch import Tensor
 from pyfast_nas.errors import Error
 from pyfast_nas.testing import TOLERANCE, relative_error
 
-__all__ = ["DEEP", "KINKS", "Errors", "Workload", "WrongResultError", "check"]
+__all__ = ["DEEP", "FLOAT64", "KINKS", "Errors", "Workload", "WrongResultError", "check"]
 
 # The gradient of a network with ReLUs and max pools has steps. Of the 65,000 values in front of the
 # last classifier a few lie so close to one that float32 takes the other side, and each that does
@@ -21,6 +21,8 @@ __all__ = ["DEEP", "KINKS", "Errors", "Workload", "WrongResultError", "check"]
 # float64 no value is so close to one: there the limits are sharp.
 KINKS = 5e-2
 DEEP = 1e-4  # rounding of the outcome, carried through eight cells
+# In float64 rounding grows through eight cells, and no value is close enough to a step to cross it.
+FLOAT64 = 1e-9
 HOPELESS = 0.1  # of the plain provider: then float64 is no truth about it any more
 
 

@@ -30,6 +30,11 @@ LEGEND = (
     "forward pass (MiB an image); peak: the allocator's, resident: of a fresh process above its\n"
     "idle state (MiB); error: of the outcome and of the worst gradient, against float64"
 )
+PROFILE_LEGEND = (
+    "share: of the call while it is watched; GFLOP and MB: what the mathematics needs, whatever a\n"
+    "kernel does, depthwise windows among it; of product, of copy: their speed over that of the\n"
+    "ceilings below; bound by: the ceiling that is closer"
+)
 RIVALS = tuple(name for name, how in PROVIDERS.items() if how.is_rival)
 QUICK = tuple(name for name in RIVALS if not PROVIDERS[name].optional)
 COMPILED = tuple(
@@ -41,12 +46,15 @@ COMPILED = tuple(
 class Bench:
     """Time operators, edges, cells, super-nets or search steps against plain PyTorch.
 
+    A profile says where the time of our super-nets goes, and what bounds it.
+
     Every result is checked against float64 first: a provider that computes something else stops
     the benchmark.
     """
 
     what: Literal[(*WHAT, "all")] = "edge"
-    """What to run: edges take seconds, operators, cells, super-nets and steps minutes each."""
+    """What to run: edges take seconds, operators, cells, super-nets, profiles and steps minutes
+    each."""
     batch_size: int = 16
     """Images in a batch."""
     threads: int | None = None
@@ -130,7 +138,11 @@ def run(options: Bench) -> int:
     if options.json:
         print(json.dumps({"rows": records}))
         return 0
-    print(LEGEND)
+    operators = {row["operator"] for row in records}
+    if operators - {"profile"}:
+        print(LEGEND)
+    if "profile" in operators:
+        print(PROFILE_LEGEND)
     _show_targets(console, records)
     if output is not None:
         print(f"rows in {quoted_path(output)}")

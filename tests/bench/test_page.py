@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks import compare, picture, tables
 from pyfast_nas.bench import Row, stamp, write
-from pyfast_nas.bench.summary import table
+from pyfast_nas.bench.profile import NODES, OUTSIDE, REST, WATCHED
+from pyfast_nas.bench.summary import by_case, table
 from pyfast_nas.bench.targets import FOREIGN, SUPERNET, figures
 from pyfast_nas.bench.timing import Timing
 
@@ -45,7 +46,11 @@ def folder(tmp_path) -> Path:
         row("edge", "[16, 16, 32, 32], stride 1", "both", "fused", 8, images=16, kept_bytes=32),
         row("mixed_sum", "8 x [64x16x32x32]", "both", "loop", 6, bytes_moved=9),
         row("mixed_sum", "8 x [64x16x32x32]", "both", "fused", 2, bytes_moved=9),
-    ]
+        row("profile", SUPERNET, "both", "fused nodes, forward", 40, bytes_moved=2_000_000,
+            flops=8_000_000_000, depthwise_flops=0, product_share=0.7, copy_share=0.01),
+        row("profile", SUPERNET, "both", "aten::add", 10),
+        row("profile", SUPERNET, "both", "all, watched", 80),
+    ]  # fmt: skip
     write(stamp(rows), tmp_path / "machine.json")
     return tmp_path
 
@@ -64,11 +69,35 @@ def test_page_shows_ratios_memory_and_who_did_not_finish(folder):
         r"\| compile-cell \| .*not done after 600 s \|",
         r"\| \[16, 16, 32, 32\], stride 1 .* 40\.0 ms \| 8\.00 ms \| 5\.00 \|",
         r"\| 8 x \[64x16x32x32\] .* 6\.00 ms \| 2\.00 ms \| 3\.00 \|",
+        r"\| fused nodes, forward \| 40\.0 ms \| 50\.0 % \| 8\.00 \|.*\| 70\.0 % .* arithmetic \|",
+        r"\| aten::add \| 10\.0 ms \| 12\.5 % \|  \|",
     ):
         assert re.search(line, page), line
     # Every line of a table has as many cells as its head.
     for block in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
         assert len({line.count("|") for line in block.splitlines()}) == 1
+
+
+def test_what_the_page_says_of_the_profile_is_what_was_measured():
+    for path in tables.FOLDER.glob("results/*.json"):
+        profiles = {
+            case: {row["provider"]: row for row in rows}
+            for (operator, case, *_), rows in by_case(tables.read(path)).items()
+            if operator == "profile"
+        }
+        nodes = {case: [found[name] for name in NODES.values()] for case, found in profiles.items()}
+        for case, (forward, backward) in nodes.items():
+            found, median = profiles[case], lambda row: row["timing"]["p50"]
+            assert median(backward) > median(forward)
+            assert median(forward) + median(backward) > median(found[WATCHED]) / 2
+            for node in (forward, backward):
+                assert node["product_share"] > node["copy_share"] < 0.25
+            others = [r for name, r in found.items() if "::" in name or name == REST]
+            assert median(found[OUTSIDE]) > max(map(median, others))
+        if {SUPERNET, FOREIGN} <= nodes.keys():
+            for ours, others in zip(nodes[SUPERNET], nodes[FOREIGN], strict=True):
+                assert ours["depthwise_flops"] > others["depthwise_flops"] == 0
+                assert ours["product_share"] < others["product_share"]
 
 
 def test_targets_are_told_as_they_are(folder):
@@ -94,7 +123,8 @@ def test_picture_has_a_bar_for_everything_timed(folder):
 
 
 def test_table_puts_ours_last_and_the_unfinished_first(folder):
-    rows = [r for r in tables.read(folder / "machine.json") if r["case"] == SUPERNET]
+    rows = [r for r in tables.read(folder / "machine.json") if r["operator"] == "supernet"]
+    rows = [r for r in rows if r["case"] == SUPERNET]
     assert [line[0] for line in table(rows)[1]] == [
         "compile-cell",
         "eager",
