@@ -15,14 +15,14 @@ constexpr int64_t kBand = 256;
 constexpr int kWays = 4;
 
 template <typename T>
-void pack(const T* from, T* to, int64_t channels, int64_t pixels) {
+void pack(const T* from, int64_t step, T* to, int64_t channels, int64_t pixels) {
   constexpr int64_t L = kLanes<T>;
   for (int64_t c = 0; c < channels; c += L, to += pixels * L) {
     if (channels - c >= L) {
-      for (int64_t p = 0; p < pixels; ++p) store(to + p * L, load(from + p * channels + c));
+      for (int64_t p = 0; p < pixels; ++p) store(to + p * L, load(from + p * step + c));
     } else {
       for (int64_t p = 0; p < pixels; ++p) {
-        store(to + p * L, load_some(from + p * channels + c, channels - c));
+        store(to + p * L, load_some(from + p * step + c, channels - c));
       }
     }
   }
@@ -264,6 +264,7 @@ void combine_some(const MapView<T>* terms,
                   const T* const* mean,
                   const T* shift,
                   T* out,
+                  int64_t out_step,
                   int64_t channels,
                   int64_t pixels,
                   bool adds) {
@@ -282,7 +283,7 @@ void combine_some(const MapView<T>* terms,
     }
     const V start = load(shift + c);
     T* to = out + c;
-    for (int64_t p = 0; p < pixels; ++p, to += channels) {
+    for (int64_t p = 0; p < pixels; ++p, to += out_step) {
       V sum = start;
       if (adds) sum += left == L ? load(to) : load_some(to, left);
 #pragma GCC unroll 8
@@ -306,12 +307,13 @@ void combine(const MapView<T>* terms,
              int count,
              const T* shift,
              T* out,
+             int64_t step,
              int64_t channels,
              int64_t pixels,
              bool adds) {
 #define PFN_CASE(COUNT) \
   case COUNT:           \
-    return combine_some<COUNT>(terms, scale, mean, shift, out, channels, pixels, adds);
+    return combine_some<COUNT>(terms, scale, mean, shift, out, step, channels, pixels, adds);
   switch (count) {
     PFN_CASE(1)
     PFN_CASE(2)

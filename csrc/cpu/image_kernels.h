@@ -51,8 +51,9 @@ template <typename T>
 struct ImageKernels {
   int64_t lanes;
 
-  // Copies `pixels` channels-last pixels into blocks, zeros in missing channels; and back.
-  void (*pack)(const T* from, T* to, int64_t channels, int64_t pixels);
+  // Copies `pixels` channels-last pixels, `step` numbers apart, into blocks, zeros in missing
+  // channels; and back, where no number lies between pixels.
+  void (*pack)(const T* from, int64_t step, T* to, int64_t channels, int64_t pixels);
   void (*unpack)(const T* from, T* to, int64_t channels, int64_t pixels);
 
   // Zeros the frame around a map; copies a map into one.
@@ -180,14 +181,15 @@ struct ImageKernels {
                         double* sum,
                         double* dot);
 
-  // out (+)= sum_t scale_t (terms_t - mean_t) + shift over at most kMaxTerms maps. scale, mean:
-  // [count] pointers to per-channel arrays.
+  // out (+)= sum_t scale_t (terms_t - mean_t) + shift over at most kMaxTerms maps, channels-last
+  // with pixels `step` numbers apart. scale, mean: [count] pointers to per-channel arrays.
   void (*combine)(const MapView<T>* terms,
                   const T* const* scale,
                   const T* const* mean,
                   int count,
                   const T* shift,
                   T* out,
+                  int64_t step,
                   int64_t channels,
                   int64_t pixels,
                   bool adds);

@@ -40,7 +40,7 @@ class BackwardEdge : EdgePass<T> {
  public:
   BackwardEdge(const Node<T>& node,
                const Edge<T>& edge,
-               const T* grad,
+               const Images<const T>& grad,
                const std::vector<double>& grad_sum,
                double* grad_weights)
       : Base(node, edge), grad_(grad), grad_sum_(grad_sum), grad_weights_(grad_weights) {
@@ -88,10 +88,10 @@ class BackwardEdge : EdgePass<T> {
  private:
   T* kept(int64_t n, size_t b) const { return maps_ + (n * kept_ + slots_[b]) * map_size(); }
   MapView<T> grad_view(int64_t n, T* copy) const {
-    return view(grad_ + n * pixels_ * node_.channels, node_.channels, pixels_, copy);
+    return view(grad_, n, node_.channels, pixels_, copy);
   }
   MapView<T> x_view(int64_t n, T* copy) const {
-    return view(edge_.x + n * in_pixels_ * edge_.channels, edge_.channels, in_pixels_, copy);
+    return view(edge_.x, n, edge_.channels, in_pixels_, copy);
   }
 
   // Two rows of channels for each branch: the dot with its output; and, after the second pass, sum
@@ -290,8 +290,8 @@ class BackwardEdge : EdgePass<T> {
     const int64_t relu_size = framed_size(in_frame(), in_blocks_);
     const int64_t x_size = in_blocks_ * in_pixels_ * lanes_;
     const int64_t z_size = this->z_blocks_ * pixels_ * lanes_;
-    const int64_t framed_grad =
-        framed_size({node_.height, node_.width, this->in_border_}, std::max(this->z_blocks_, blocks_));
+    const int64_t framed_grad = framed_size({node_.height, node_.width, this->in_border_},
+                                            std::max(this->z_blocks_, blocks_));
     const int64_t own_size = (static_cast<int64_t>(stages_.size()) + 2) * map_size();
     T* relu = sample_arena().template numbers<T>(relu_size + framed_grad + z_size + own_size +
                                                  2 * x_size + map_size());
@@ -334,8 +334,8 @@ class BackwardEdge : EdgePass<T> {
     int64_t taps, matrix;
   };
 
-  // The depthwise output's gradient, framed, and with it the gradients of taps and matrix. Of a full
-  // convolution its own output's gradient.
+  // The depthwise output's gradient, framed, and with it the gradients of taps and matrix. Of a
+  // full convolution its own output's gradient.
   void gather(const PackedStage<T>& stage,
               const T* e,
               const T* z,
@@ -445,7 +445,7 @@ class BackwardEdge : EdgePass<T> {
     }
   }
 
-  const T* grad_;
+  const Images<const T>& grad_;
   const std::vector<double>& grad_sum_;  // [channels]
   double* grad_weights_;                 // [columns] or null
   std::vector<int64_t> slots_;           // [branches]: place among the kept maps, or -1
@@ -461,18 +461,19 @@ class BackwardEdge : EdgePass<T> {
 
 // Sum over the batch of the gradient, per channel.
 template <typename T>
-std::vector<double> sum_gradient(const Node<T>& node, const T* grad, const Parallel& parallel) {
+std::vector<double> sum_gradient(const Node<T>& node,
+                                 const Images<const T>& grad,
+                                 const Parallel& parallel) {
   const cpu::ImageKernels<T>& kernels = cpu::image_kernels<T>();
   const int64_t blocks = (node.channels + kernels.lanes - 1) / kernels.lanes;
   const int64_t width = blocks * kernels.lanes, pixels = node.height * node.width;
   std::vector<double> parts(static_cast<size_t>(node.samples * width));
   parallel(node.samples, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
-      const T* from = grad + n * pixels * node.channels;
-      MapView<T> view{from, kernels.lanes, node.channels};
+      MapView<T> view{grad.at(n), kernels.lanes, grad.pixel};
       if (node.channels % kernels.lanes != 0) {
         T* copy = sample_arena().numbers<T>(blocks * pixels * kernels.lanes);
-        kernels.pack(from, copy, node.channels, pixels);
+        kernels.pack(grad.at(n), grad.pixel, copy, node.channels, pixels);
         view = {copy, pixels * kernels.lanes, kernels.lanes};
       }
       kernels.sums(view, pixels, blocks, parts.data() + n * width);
@@ -490,7 +491,10 @@ std::vector<double> sum_gradient(const Node<T>& node, const T* grad, const Paral
 }  // namespace
 
 template <typename T>
-void backward(const Node<T>& node, const T* grad, double* grad_weights, const Parallel& parallel) {
+void backward(const Node<T>& node,
+              const Images<const T>& grad,
+              double* grad_weights,
+              const Parallel& parallel) {
   const std::vector<double> grad_sum = sum_gradient(node, grad, parallel);
   for (const Edge<T>& edge : node.edges) {
     if (edge.branches.empty()) {
@@ -504,7 +508,7 @@ void backward(const Node<T>& node, const T* grad, double* grad_weights, const Pa
   }
 }
 
-template void backward(const Node<float>&, const float*, double*, const Parallel&);
-template void backward(const Node<double>&, const double*, double*, const Parallel&);
+template void backward(const Node<float>&, const Images<const float>&, double*, const Parallel&);
+template void backward(const Node<double>&, const Images<const double>&, double*, const Parallel&);
 
 }  // namespace pfn::node

@@ -27,9 +27,9 @@ struct Folded {
   std::vector<T> mean, scale, shift;
 };
 
-// A stage with its weights in blocks of lanes. What its matrix multiplies, z, has the channels of the
-// input once for each window (one, or two of a factorised reduction); of a full convolution once for
-// each tap, and is never formed.
+// A stage with its weights in blocks of lanes. What its matrix multiplies, z, has the channels of
+// the input once for each window (one, or two of a factorised reduction); of a full convolution
+// once for each tap, and is never formed.
 template <typename T>
 struct PackedStage {
   const Stage<T>* stage = nullptr;
@@ -94,10 +94,11 @@ class EdgePass {
     return (blocks * frame.pixels() + kSlackPixels) * lanes_;
   }
 
-  // A channels-last map of one sample, in place where whole vectors allow it, else as a copy.
-  MapView<T> view(const T* map, int64_t channels, int64_t pixels, T* copy) const {
-    if (channels % lanes_ == 0) return {map, lanes_, channels};
-    kernels_.pack(map, copy, channels, pixels);
+  // The map of one sample, in place where whole vectors allow it, else as a copy.
+  MapView<T> view(
+      const Images<const T>& images, int64_t n, int64_t channels, int64_t pixels, T* copy) const {
+    if (channels % lanes_ == 0) return {images.at(n), lanes_, images.pixel};
+    kernels_.pack(images.at(n), images.pixel, copy, channels, pixels);
     return blocked(copy, pixels);
   }
   MapView<T> blocked(const T* map, int64_t pixels) const { return {map, pixels * lanes_, lanes_}; }

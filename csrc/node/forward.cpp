@@ -31,7 +31,7 @@ class ForwardEdge : EdgePass<T> {
     moments_.resize(stages_.size() * 2 * static_cast<size_t>(node.samples * blocks_ * lanes_));
   }
 
-  void run(T* y, bool adds, const Parallel& parallel) {
+  void run(const Images<T>& y, bool adds, const Parallel& parallel) {
     parallel(node_.samples, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) measure_first_stages(n);
     });
@@ -71,8 +71,7 @@ class ForwardEdge : EdgePass<T> {
     T* relu = sample_arena().template numbers<T>(relu_size + z_size + own_size +
                                                  in_blocks_ * in_pixels_ * lanes_);
     T *z = relu + relu_size, *own = z + z_size;
-    const T* x = edge_.x + n * in_pixels_ * edge_.channels;
-    return {n, view(x, edge_.channels, in_pixels_, own + own_size), relu, z, own};
+    return {n, view(edge_.x, n, edge_.channels, in_pixels_, own + own_size), relu, z, own};
   }
   T* kept(int64_t n, size_t b) const { return maps_ + (n * kept_ + slots_[b]) * map_size(); }
   T* output(const Sample& sample, size_t b) const {
@@ -147,7 +146,7 @@ class ForwardEdge : EdgePass<T> {
     }
   }
 
-  void sum(T* y, bool adds, const Parallel& parallel) {
+  void sum(const Images<T>& y, bool adds, const Parallel& parallel) {
     const size_t width = static_cast<size_t>(blocks_ * lanes_);
     std::vector<Folded<T>> norms;
     for (size_t b = 0; b < stages_.size(); ++b) {
@@ -163,14 +162,17 @@ class ForwardEdge : EdgePass<T> {
         const Sample one = sample(n);
         first_stages(one, [&](size_t b) { return slots_[b] < 0; });
         for (size_t first = 0; first < norms.size(); first += cpu::kMaxTerms) {
-          add_terms(one, first, norms, y + n * pixels_ * node_.channels, adds || first > 0);
+          add_terms(one, first, norms, y, adds || first > 0);
         }
       }
     });
   }
 
-  void add_terms(
-      const Sample& sample, size_t first, const std::vector<Folded<T>>& norms, T* y, bool adds) {
+  void add_terms(const Sample& sample,
+                 size_t first,
+                 const std::vector<Folded<T>>& norms,
+                 const Images<T>& y,
+                 bool adds) {
     MapView<T> terms[cpu::kMaxTerms];
     const T *scale[cpu::kMaxTerms], *means[cpu::kMaxTerms];
     const size_t count = std::min<size_t>(norms.size() - first, cpu::kMaxTerms);
@@ -183,8 +185,8 @@ class ForwardEdge : EdgePass<T> {
       means[t] = norm.mean.data();
       for (size_t c = 0; c < shift.size(); ++c) shift[c] += norm.shift[c];
     }
-    kernels_.combine(terms, scale, means, static_cast<int>(count), shift.data(), y, node_.channels,
-                     pixels_, adds);
+    kernels_.combine(terms, scale, means, static_cast<int>(count), shift.data(), y.at(sample.index),
+                     y.pixel, node_.channels, pixels_, adds);
   }
 
   std::vector<int64_t> slots_;  // [branches]: place among the kept maps, or -1
@@ -196,7 +198,7 @@ class ForwardEdge : EdgePass<T> {
 }  // namespace
 
 template <typename T>
-void forward(const Node<T>& node, T* y, const Parallel& parallel) {
+void forward(const Node<T>& node, const Images<T>& y, const Parallel& parallel) {
   bool adds = false;
   for (const Edge<T>& edge : node.edges) {
     if (edge.branches.empty()) continue;
@@ -205,7 +207,7 @@ void forward(const Node<T>& node, T* y, const Parallel& parallel) {
   }
 }
 
-template void forward(const Node<float>&, float*, const Parallel&);
-template void forward(const Node<double>&, double*, const Parallel&);
+template void forward(const Node<float>&, const Images<float>&, const Parallel&);
+template void forward(const Node<double>&, const Images<double>&, const Parallel&);
 
 }  // namespace pfn::node

@@ -22,9 +22,9 @@ struct Norm {
   T* grad_beta = nullptr;
 };
 
-// ReLU, depthwise convolution, pointwise convolution, batch norm; or, without taps but with a window,
-// ReLU, full convolution, batch norm. With a shifted matrix, output channels from `rows` on come from
-// the input one row and column further (factorised reduction).
+// ReLU, depthwise convolution, pointwise convolution, batch norm; or, without taps but with a
+// window, ReLU, full convolution, batch norm. With a shifted matrix, output channels from `rows` on
+// come from the input one row and column further (factorised reduction).
 template <typename T>
 struct Stage {
   int64_t in_channels = 0;
@@ -51,10 +51,21 @@ struct Branch {
   Norm<T> norm;                  // of a pool
 };
 
-// One input: channels-last [samples, height, width, channels].
+// Where a channels-last tensor [samples, height, width, channels] lies: it may be some of the
+// channels of a wider one.
+template <typename T>
+struct Images {
+  T* data = nullptr;
+  int64_t sample = 0;  // numbers from one sample to the next
+  int64_t pixel = 0;   // numbers from one pixel to the next
+
+  T* at(int64_t n) const { return data + n * sample; }
+};
+
+// One input; its gradient lies dense.
 template <typename T>
 struct Edge {
-  const T* x = nullptr;
+  Images<const T> x;
   T* grad_x = nullptr;
   int64_t channels = 0;
   int64_t height = 0;
@@ -79,11 +90,14 @@ using Parallel = std::function<void(int64_t count, const Range& run)>;
 
 // y, and the statistics of the batch where they are not given.
 template <typename T>
-void forward(const Node<T>& node, T* y, const Parallel& parallel);
+void forward(const Node<T>& node, const Images<T>& y, const Parallel& parallel);
 
 // The gradients that have a place, and those of the weights if `grad_weights` is not null
 // ([columns]). Results do not depend on the number of threads.
 template <typename T>
-void backward(const Node<T>& node, const T* grad, double* grad_weights, const Parallel& parallel);
+void backward(const Node<T>& node,
+              const Images<const T>& grad,
+              double* grad_weights,
+              const Parallel& parallel);
 
 }  // namespace pfn::node

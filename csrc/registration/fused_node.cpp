@@ -14,6 +14,7 @@ namespace {
 
 using node::Branch;
 using node::Edge;
+using node::Images;
 using node::Kind;
 using node::Norm;
 using node::Stage;
@@ -26,13 +27,21 @@ void run_parallel(int64_t count, const node::Range& run) {
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) { run(begin, end); });
 }
 
-bool is_channels_last(const Tensor& x) {
+// Numbers from one pixel to the next where a tensor [N, C, H, W] is channels-last, perhaps some of
+// the channels of a wider one; 0 where it is not.
+int64_t pixel_step(const Tensor& x) {
   const auto sizes = x.sizes(), strides = x.strides();
-  const int64_t expected[4] = {sizes[1] * sizes[2] * sizes[3], 1, sizes[1] * sizes[3], sizes[1]};
-  for (size_t d = 0; d < 4; ++d) {
-    if (sizes[d] > 1 && strides[d] != expected[d]) return false;
-  }
-  return true;
+  const int64_t rows = sizes[2], columns = sizes[3];
+  const int64_t step = columns > 1 ? strides[3] : rows > 1 ? strides[2] : sizes[1];
+  const bool fits = step >= sizes[1] && (sizes[1] == 1 || strides[1] == 1) &&
+                    (rows == 1 || strides[2] == columns * step) &&
+                    (sizes[0] == 1 || strides[0] >= rows * columns * step);
+  return fits ? step : 0;
+}
+
+template <typename T>
+Images<T> images_at(T* data, const Tensor& x) {
+  return {data, x.size(0) > 1 ? x.stride(0) : 0, pixel_step(x)};
 }
 
 // A dense copy where the tensor is not dense; `kept` owns it.
@@ -132,7 +141,7 @@ Sizes check_inputs(const char* op,
         ": weights must hold one number for each of the ", count, " candidates");
   Sizes sizes{0, 0, 0, 0};
   for (size_t e = 0; e < xs.size(); ++e) {
-    check(xs[e].dim() == 4 && xs[e].numel() > 0 && is_channels_last(xs[e]), op,
+    check(xs[e].dim() == 4 && xs[e].numel() > 0 && pixel_step(xs[e]) > 0, op,
           ": xs must be channels-last [N, C, H, W] and not empty");
     check(strides[e] == 1 || strides[e] == 2, op, ": strides must be 1 or 2");
     const int64_t height = (xs[e].size(2) + strides[e] - 1) / strides[e];
@@ -174,7 +183,7 @@ node::Node<T> read_node(const char* op,
   node.width = sizes.width;
   for (size_t e = 0; e < xs.size(); ++e) {
     Edge<T>& edge = node.edges.emplace_back();
-    edge.x = const_data<T>(op, "xs", xs[e]);
+    edge.x = images_at(const_data<T>(op, "xs", xs[e]), xs[e]);
     edge.channels = xs[e].size(1);
     edge.height = xs[e].size(2);
     edge.width = xs[e].size(3);
@@ -227,16 +236,22 @@ void dispatch_wide(const char* op, const Tensor& x, Function&& function) {
   function(TypeTag<double>{});
 }
 
-std::tuple<Tensor, Tensor> fused_node_cpu(const std::vector<Tensor>& xs,
-                                          const Tensor& weights,
-                                          const std::vector<Tensor>& params,
-                                          const std::optional<Tensor>& given,
-                                          const std::vector<int64_t>& layout,
-                                          const std::vector<double>& eps,
-                                          const std::vector<int64_t>& strides) {
-  constexpr const char* op = "fused_node";
-  const Sizes sizes = check_inputs(op, xs, weights, params, layout, strides);
-  Tensor y = new_channels_last(xs[0], sizes);
+bool has_sizes(const Tensor& x, const Sizes& sizes) {
+  return x.dim() == 4 && x.size(0) == sizes.samples && x.size(1) == sizes.channels &&
+         x.size(2) == sizes.height && x.size(3) == sizes.width;
+}
+
+// Writes the sum to y, and returns the statistics.
+Tensor run_forward(const char* op,
+                   const Tensor& y,
+                   const Sizes& sizes,
+                   const std::vector<Tensor>& xs,
+                   const Tensor& weights,
+                   const std::vector<Tensor>& params,
+                   const std::optional<Tensor>& given,
+                   const std::vector<int64_t>& layout,
+                   const std::vector<double>& eps,
+                   const std::vector<int64_t>& strides) {
   const int64_t norms = static_cast<int64_t>(eps.size());
   Tensor statistics = torch::stable::new_empty(xs[0], {norms, 2, sizes.channels},
                                                torch::headeronly::ScalarType::Double);
@@ -251,9 +266,38 @@ std::tuple<Tensor, Tensor> fused_node_cpu(const std::vector<Tensor>& xs,
     node::Node<T> node = read_node<T>(op, xs, weights, layout, strides, sizes, reader);
     check(reader.norms() == norms, op, ": eps must be as many as norms");
     node.statistics = mutable_data<double>(op, "statistics", statistics);
-    node::forward(node, mutable_data<T>(op, "y", y), run_parallel);
+    node::forward(node, images_at(mutable_data<T>(op, "y", y), y), run_parallel);
   });
+  return statistics;
+}
+
+std::tuple<Tensor, Tensor> fused_node_cpu(const std::vector<Tensor>& xs,
+                                          const Tensor& weights,
+                                          const std::vector<Tensor>& params,
+                                          const std::optional<Tensor>& given,
+                                          const std::vector<int64_t>& layout,
+                                          const std::vector<double>& eps,
+                                          const std::vector<int64_t>& strides) {
+  constexpr const char* op = "fused_node";
+  const Sizes sizes = check_inputs(op, xs, weights, params, layout, strides);
+  Tensor y = new_channels_last(xs[0], sizes);
+  Tensor statistics = run_forward(op, y, sizes, xs, weights, params, given, layout, eps, strides);
   return {std::move(y), std::move(statistics)};
+}
+
+Tensor fused_node_into_cpu(const Tensor& place,
+                           const std::vector<Tensor>& xs,
+                           const Tensor& weights,
+                           const std::vector<Tensor>& params,
+                           const std::optional<Tensor>& given,
+                           const std::vector<int64_t>& layout,
+                           const std::vector<double>& eps,
+                           const std::vector<int64_t>& strides) {
+  constexpr const char* op = "fused_node_into";
+  const Sizes sizes = check_inputs(op, xs, weights, params, layout, strides);
+  check(has_sizes(place, sizes) && pixel_step(place) > 0, op,
+        ": place must be channels-last and have the shape of the sum");
+  return run_forward(op, place, sizes, xs, weights, params, given, layout, eps, strides);
 }
 
 std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> fused_node_backward_cpu(
@@ -270,9 +314,8 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> fused_node_backward
     const std::vector<int64_t>& wanted_params) {
   constexpr const char* op = "fused_node_backward";
   const Sizes sizes = check_inputs(op, xs, weights, params, layout, strides);
-  check(grad.dim() == 4 && grad.size(0) == sizes.samples && grad.size(1) == sizes.channels &&
-            grad.size(2) == sizes.height && grad.size(3) == sizes.width && is_channels_last(grad),
-        op, ": grad must be channels-last and have the shape of the sum");
+  check(has_sizes(grad, sizes) && pixel_step(grad) > 0, op,
+        ": grad must be channels-last and have the shape of the sum");
   const int64_t norms = static_cast<int64_t>(eps.size());
   check(statistics.dim() == 3 && statistics.size(0) == norms && statistics.size(1) == 2 &&
             statistics.size(2) == sizes.channels,
@@ -306,8 +349,8 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> fused_node_backward
       node.edges[static_cast<size_t>(e)].grad_x = mutable_data<T>(op, "grad_xs", grad_xs.back());
     }
     std::vector<double> sums(static_cast<size_t>(wants_weights ? columns : 0));
-    node::backward(node, const_data<T>(op, "grad", grad), wants_weights ? sums.data() : nullptr,
-                   run_parallel);
+    node::backward(node, images_at(const_data<T>(op, "grad", grad), grad),
+                   wants_weights ? sums.data() : nullptr, run_parallel);
     if (wants_weights) {
       std::transform(sums.begin(), sums.end(), mutable_data<T>(op, "grad_weights", grad_weights),
                      [](double sum) { return static_cast<T>(sum); });
@@ -335,5 +378,6 @@ STABLE_TORCH_LIBRARY_IMPL(pyfast_nas, CompositeExplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(pyfast_nas, CPU, m) {
   m.impl("fused_node", TORCH_BOX(&pfn::fused_node_cpu));
+  m.impl("fused_node_into", TORCH_BOX(&pfn::fused_node_into_cpu));
   m.impl("fused_node_backward", TORCH_BOX(&pfn::fused_node_backward_cpu));
 }

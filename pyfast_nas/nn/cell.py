@@ -1,11 +1,12 @@
 """The searchable cell: a directed acyclic graph whose every edge is a MixedOp."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
+from pyfast_nas import ops
 from pyfast_nas.nn.fusion import Recipes, run_alone
 from pyfast_nas.nn.gates import GateOutput
 from pyfast_nas.nn.mixed_op import MixedOp, mix_edges
@@ -87,9 +88,12 @@ class Cell(nn.Module):
             run_alone(module, self._recipes.of(place, module), x)
             for place, (module, x) in enumerate(((self.preprocess0, s0), (self.preprocess1, s1)))
         ]
+        outcome = ops.Concatenation(self.multiplier)
         row = 0
-        for _ in range(self.nodes):
+        for node in range(self.nodes):
             edges = [self.edges[row + source] for source in range(len(states))]
-            states.append(mix_edges(edges, states, gate, first_row=row))
+            part = node - (self.nodes - self.multiplier)
+            place = functools.partial(outcome.place, part) if part >= 0 else None
+            states.append(mix_edges(edges, states, gate, row, place))
             row += len(edges)
-        return torch.cat(states[-self.multiplier :], dim=1)
+        return outcome.join(states[-self.multiplier :])

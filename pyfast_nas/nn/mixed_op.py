@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 
 from pyfast_nas import ops
 from pyfast_nas.errors import SearchSpaceError
-from pyfast_nas.nn.fusion import FusedCall, Recipes, Term, gather, is_served
+from pyfast_nas.nn.fusion import FusedCall, Place, Recipes, Term, gather, is_served
 from pyfast_nas.nn.gates import GateOutput, straight_through
 from pyfast_nas.nn.primitives import Zero
 
@@ -125,7 +125,11 @@ class MixedOp(nn.Module):
 
 
 def mix_edges(
-    edges: Sequence[MixedOp], inputs: Sequence[Tensor], gate: GateOutput, first_row: int = 0
+    edges: Sequence[MixedOp],
+    inputs: Sequence[Tensor],
+    gate: GateOutput,
+    first_row: int = 0,
+    place: Place | None = None,
 ) -> Tensor:
     """Sum the mixed operations of several edges that meet in one node.
 
@@ -134,6 +138,8 @@ def mix_edges(
         inputs: Input of each edge.
         gate: Weights of all rows of the table.
         first_row: Row of the first edge.
+        place: Says where the sum is best written, given its shape and a tensor of its kind: a fused
+            node that takes all candidates writes it there.
 
     Shape:
         each input ``[...]`` -> the common output shape of all candidates.
@@ -170,9 +176,10 @@ def mix_edges(
         factors = _value_one(weights) if gate.straight_through else weights
         call = gather(inputs, terms, factors)
         if call is not None:
-            first = call.run(factors if len(call.places) == len(places) else factors[call.places])
             if not call.rest:
-                return first
+                taken = len(call.places) == len(places)
+                return call.run(factors if taken else factors[call.places], place)
+            first = call.run(factors[call.places])
             weights = weights[call.rest]
             outputs = _run(edges, inputs, places, call)
             return _sum(outputs, weights, gate.straight_through, first)

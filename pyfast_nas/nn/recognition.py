@@ -234,7 +234,7 @@ def _match_reduction(layers: list[nn.Module]) -> tuple[str | None, dict[str, obj
 
 
 def _match_stage(layers: list[nn.Module]) -> tuple[StageLayers, int, list[int]] | None:
-    """Match ReLU, perhaps depthwise, a convolution, norm: the stage, its stride, channels in and out.
+    """Match ReLU, perhaps depthwise, convolution, norm: the stage, its stride, channels in and out.
 
     Behind a depthwise convolution it must be a pointwise one, alone it may have any odd window.
     A ReLU that works in place is served where it reads what nobody else does; whether it is the

@@ -22,6 +22,7 @@ __all__ = [
     "DirectFunction",
     "call_fused_node",
     "call_fused_node_backward",
+    "call_fused_node_into",
     "call_gumbel_topk",
     "call_gumbel_topk_backward",
     "call_mixed_sum",
@@ -54,6 +55,10 @@ LIB.define(
     "float[] eps, int[] strides) -> (Tensor y, Tensor statistics)"
 )
 LIB.define(
+    "fused_node_into(Tensor(a!) place, Tensor[] xs, Tensor weights, Tensor[] params, "
+    "Tensor? given, int[] layout, float[] eps, int[] strides) -> Tensor statistics"
+)
+LIB.define(
     "fused_node_backward(Tensor grad, Tensor[] xs, Tensor weights, Tensor[] params, "
     "Tensor statistics, int[] layout, float[] eps, int[] strides, int[] wanted_xs, "
     "bool wants_weights, int[] wanted_params) -> (Tensor[], Tensor, Tensor[])"
@@ -63,6 +68,7 @@ _mixed_sum_backward = torch.ops.pyfast_nas.mixed_sum_backward.default
 _gumbel_topk = torch.ops.pyfast_nas.gumbel_topk.default
 _gumbel_topk_backward = torch.ops.pyfast_nas.gumbel_topk_backward.default
 _fused_node = torch.ops.pyfast_nas.fused_node.default
+_fused_node_into = torch.ops.pyfast_nas.fused_node_into.default
 _fused_node_backward = torch.ops.pyfast_nas.fused_node_backward.default
 # (keyset, *arguments): the kernel past all layers of the dispatcher, only where nobody looks on.
 run_gumbel_topk = _gumbel_topk._handle.redispatch_boxed
@@ -228,6 +234,12 @@ def call_fused_node(*arguments) -> tuple[Tensor, Tensor]:
         return _fused_node(*arguments)
 
 
+def call_fused_node_into(place: Tensor, *arguments) -> Tensor:
+    """Run the kernel of a node on a place of the caller's; return the statistics."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return _fused_node_into(place, *arguments)
+
+
 def call_fused_node_backward(*arguments) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     """Run the backward kernel of a node without the autograd layer."""
     with torch._C._AutoDispatchBelowAutograd():
@@ -242,7 +254,7 @@ def _(xs, weights, params, given, layout, eps, strides):
     if layout[1] == 3:
         for stage in range(layout[2]):
             size, _, norm = layout[3 + 3 * stage : 6 + 3 * stage]
-            at += size > 0
+            at += size > 0 and not norm & 16
             width = params[at].shape[0]
             if norm & 8:
                 at += 1
@@ -253,6 +265,17 @@ def _(xs, weights, params, given, layout, eps, strides):
     size = (batch, width, -(-height // strides[0]), -(-columns // strides[0]))
     y = torch.empty(size, dtype=xs[0].dtype, device=xs[0].device, memory_format=torch.channels_last)
     return y, xs[0].new_empty((len(eps), 2, width), dtype=torch.float64)
+
+
+@torch.library.register_fake("pyfast_nas::fused_node_into", lib=LIB)
+def _(place, xs, weights, params, given, layout, eps, strides):
+    return xs[0].new_empty((len(eps), 2, place.shape[1]), dtype=torch.float64)
+
+
+def _fused_node_into_default(place: Tensor, *arguments) -> Tensor:
+    y, statistics = reference_edges.planned_node(*arguments)
+    place.copy_(y)
+    return statistics
 
 
 @torch.library.register_fake("pyfast_nas::fused_node_backward", lib=LIB)
@@ -277,6 +300,7 @@ def _(
 
 
 LIB.impl("fused_node", reference_edges.planned_node, "CompositeExplicitAutograd")
+LIB.impl("fused_node_into", _fused_node_into_default, "CompositeExplicitAutograd")
 LIB.impl("fused_node_backward", reference_edges.planned_node_backward, "CompositeExplicitAutograd")
 
 

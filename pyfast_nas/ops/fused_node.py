@@ -36,7 +36,11 @@ def serves_fused_node(x: Tensor) -> bool:
 
 
 def fused_node(
-    xs: Sequence[Tensor], weights: Tensor, candidates: Sequence[Candidate], strides: Sequence[int]
+    xs: Sequence[Tensor],
+    weights: Tensor,
+    candidates: Sequence[Candidate],
+    strides: Sequence[int],
+    place: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Sum weighted candidate operations over all edges into one node.
 
@@ -47,11 +51,14 @@ def fused_node(
     and slower.
 
     Args:
-        xs: Input of each edge, float32 or float64. Channels-last is taken as it is; other layouts
-            are copied once.
+        xs: Input of each edge, float32 or float64. Channels-last is taken as it is, also some of
+            the channels of a wider tensor; other layouts are copied once.
         weights: Mixing weight of each candidate, in the dtype of ``xs``.
         candidates: What is summed. A candidate that is not named costs nothing.
         strides: 1 or 2 for each edge.
+        place: Where a compiled kernel writes the sum, such as a part of an `ops.Concatenation`: of
+            its shape and dtype, laid out as ``xs`` may be, and not part of a graph. Plain PyTorch
+            operations leave it as it is and give a tensor of their own.
 
     Returns:
         The sum, channels-last, and the statistics of every batch norm in the order of the
@@ -80,13 +87,43 @@ def fused_node(
         return reference_edges.fused_node(xs, weights, candidates, strides)
     plan = Plan.of(candidates, strides)
     given = _given_statistics(candidates, xs[0])
-    xs = [x.contiguous(memory_format=torch.channels_last) for x in xs]
+    xs = [_laid_out(x) for x in xs]
     params = list(params_of(candidates))
     if torch.compiler.is_compiling():
         return torch.ops.pyfast_nas.fused_node(xs, weights, params, given, *plan.arguments())
     if torch.is_grad_enabled() and any(t.requires_grad for t in (weights, *xs, *params)):
-        return _FusedNode.apply(plan, given, weights, *xs, *params)
-    return _library.call_fused_node(xs, weights, params, given, *plan.arguments())
+        return _FusedNode.apply(plan, given, [place], weights, *xs, *params)
+    return _call(place, xs, weights, params, given, plan)
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """Return ``x`` if it is channels-last, or some channels of such a tensor, else a copy."""
+    samples, channels, rows, columns = x.shape
+    by_sample, by_channel, by_row, by_pixel = x.stride()
+    step = by_pixel if columns > 1 else by_row if rows > 1 else channels
+    if (
+        step >= channels
+        and (channels == 1 or by_channel == 1)
+        and (rows == 1 or by_row == columns * step)
+        and (samples == 1 or by_sample >= rows * columns * step)
+    ):
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _call(
+    place: Tensor | None,
+    xs: Sequence[Tensor],
+    weights: Tensor,
+    params: Sequence[Tensor],
+    given: Tensor | None,
+    plan: Plan,
+) -> tuple[Tensor, Tensor]:
+    if place is None:
+        return _library.call_fused_node(xs, weights, params, given, *plan.arguments())
+    return place, _library.call_fused_node_into(
+        place, xs, weights, params, given, *plan.arguments()
+    )
 
 
 def _asks_for_more(weights: Tensor, xs: Sequence[Tensor], candidates: Sequence[Candidate]) -> bool:
@@ -122,16 +159,22 @@ def _is_batched(grad: Tensor) -> bool:
 
 
 class _FusedNode(_library.DirectFunction):
-    """(plan, given, weights, *xs, *params) -> (y, statistics)."""
+    """(plan, given, [place], weights, *xs, *params) -> (y, statistics)."""
 
     @staticmethod
-    def forward(plan: Plan, given: Tensor | None, weights: Tensor, *tensors: Tensor):
+    def forward(
+        plan: Plan,
+        given: Tensor | None,
+        place: list[Tensor | None],
+        weights: Tensor,
+        *tensors: Tensor,
+    ):
         xs, params = tensors[: len(plan.strides)], tensors[len(plan.strides) :]
-        return _library.call_fused_node(xs, weights, params, given, *plan.arguments())
+        return _call(place[0], xs, weights, params, given, plan)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        ctx.plan, given, *tensors = inputs
+        ctx.plan, given, _, *tensors = inputs
         _, statistics = output
         ctx.has_given = given is not None
         ctx.set_materialize_grads(False)
@@ -141,13 +184,13 @@ class _FusedNode(_library.DirectFunction):
     @staticmethod
     def backward(ctx, grad, _grad_statistics):
         if grad is None:
-            return None, None, *(None for _ in ctx.needs_input_grad[2:])
+            return None, None, None, *(None for _ in ctx.needs_input_grad[3:])
         statistics, *tensors = ctx.saved_tensors
-        needs = ctx.needs_input_grad[2:]
+        needs = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled() or _is_batched(grad):
             given = statistics if ctx.has_given else None
-            return None, None, *_by_reference(ctx.plan, grad, tensors, given, needs)
-        return None, None, *_by_kernel(ctx.plan, grad, tensors, statistics, needs)
+            return None, None, None, *_by_reference(ctx.plan, grad, tensors, given, needs)
+        return None, None, None, *_by_kernel(ctx.plan, grad, tensors, statistics, needs)
 
 
 def _by_kernel(
@@ -163,7 +206,7 @@ def _by_kernel(
     wanted_xs = [i for i in range(edges) if needs[1 + i]]
     wanted_params = [i for i in range(len(params)) if needs[1 + edges + i]]
     grad_xs, grad_weights, grad_params = _library.call_fused_node_backward(
-        grad.contiguous(memory_format=torch.channels_last),
+        _laid_out(grad),
         xs,
         weights,
         params,

@@ -11,9 +11,9 @@ def fused_nodes(monkeypatch) -> list[int]:
     """Candidates of every call of the fused node; it serves the CPU with and without a kernel."""
     calls: list[int] = []
 
-    def counted(xs, weights, candidates, strides):
+    def counted(xs, weights, candidates, strides, place=None):
         calls.append(len(candidates))
-        return fused_node(xs, weights, candidates, strides)
+        return fused_node(xs, weights, candidates, strides, place)
 
     fused_node = ops.fused_node
 
