@@ -80,8 +80,9 @@ class BackwardEdge : EdgePass<T> {
         for (int64_t run = begin; run < end; ++run) each_sample(run, &BackwardEdge::first_stages);
       });
     }
+    merge_runs(parallel);
     for (size_t b = 0; b < stages_.size(); ++b) {
-      for (size_t s = 0; s < stages_[b].size(); ++s) merge_gradients(b, s);
+      for (size_t s = 0; s < stages_[b].size(); ++s) unpack_gradients(b, s);
     }
   }
 
@@ -411,18 +412,31 @@ class BackwardEdge : EdgePass<T> {
     }
   }
 
-  // Adds up the runs in order and takes the result out of its blocks.
-  void merge_gradients(size_t b, size_t s) const {
+  // Adds up the runs in their order, into the place of the first.
+  void merge_runs(const Parallel& parallel) {
+    constexpr int64_t kPiece = 1024;
+    parallel((run_size_ + kPiece - 1) / kPiece, [&](int64_t first, int64_t last) {
+      double sums[kPiece];
+      for (int64_t begin = first * kPiece; begin < std::min(last * kPiece, run_size_);
+           begin += kPiece) {
+        const int64_t count = std::min(kPiece, run_size_ - begin);
+        T* from = gradients_.data() + begin;
+        std::fill(sums, sums + count, 0.0);
+        for (int64_t run = 0; run < runs_; ++run) {
+          const T* part = from + run * run_size_;
+          for (int64_t i = 0; i < count; ++i) sums[i] += static_cast<double>(part[i]);
+        }
+        for (int64_t i = 0; i < count; ++i) from[i] = static_cast<T>(sums[i]);
+      }
+    });
+  }
+
+  // Takes the gradients of a stage out of their blocks.
+  void unpack_gradients(size_t b, size_t s) const {
     const PackedStage<T>& packed = stages_[b][s];
     const Stage<T>& stage = *packed.stage;
     const int64_t count = packed.taps_count();
-    const auto at = [&](int64_t place) {
-      double sum = 0.0;
-      for (int64_t run = 0; run < runs_; ++run) {
-        sum += static_cast<double>(gradients_[static_cast<size_t>(run * run_size_ + place)]);
-      }
-      return static_cast<T>(sum);
-    };
+    const auto at = [&](int64_t place) { return gradients_[static_cast<size_t>(place)]; };
     for (int64_t c = 0; c < stage.in_channels; ++c) {
       if (stage.grad_taps == nullptr) break;
       for (int64_t t = 0; t < count; ++t) {

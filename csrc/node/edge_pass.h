@@ -221,14 +221,18 @@ class EdgePass {
       const bool is_shifted = c >= stage.rows;
       const T* row =
           is_shifted ? stage.shifted + (c - stage.rows) * in : stage.matrix + c * in * count;
-      const int64_t shift = is_shifted ? packed.in_blocks * lanes_ : 0;
-      for (int64_t k = 0; k < in; ++k) {
-        for (int64_t t = 0; t < count; ++t) {
-          // Taps lie one after another: in whole blocks where they are outputs.
-          const int64_t dense = shift + t * in + k, z = shift + t * packed.in_blocks * lanes_ + k;
-          const T value = row[k * count + t];
-          packed.matrix[place(c / lanes_ * packed.z_channels + dense, c % lanes_)] = value;
-          packed.transposed[place(z / lanes_ * node_.channels + c, z % lanes_)] = value;
+      const int64_t first_block = is_shifted ? packed.in_blocks : 0;
+      // Taps lie one after another: in whole blocks where they are outputs.
+      for (int64_t t = 0; t < count; ++t) {
+        T* to = packed.matrix.data() +
+                place(c / lanes_ * packed.z_channels + first_block * lanes_ + t * in, c % lanes_);
+        for (int64_t k = 0; k < in; ++k) to[k * lanes_] = row[k * count + t];
+        for (int64_t b = 0, k = 0; b < packed.in_blocks; ++b) {
+          const int64_t z_block = first_block + t * packed.in_blocks + b;
+          to = packed.transposed.data() + place(z_block * node_.channels + c, 0);
+          for (int64_t lane = 0; lane < lanes_ && k < in; ++lane, ++k) {
+            to[lane] = row[k * count + t];
+          }
         }
       }
     }
