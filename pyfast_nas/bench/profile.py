@@ -26,8 +26,8 @@ __all__ = ["CEILINGS", "NODES", "OUTSIDE", "REST", "WATCHED", "WHOLE", "Profile"
 
 # What the rows of a profile are about; those with "::" are operators of torch.
 NODES = {
-    "pyfast_nas::fused_node": "fused nodes, forward",
-    "pyfast_nas::fused_node_backward": "fused nodes, backward",
+    "fused nodes, forward": ("pyfast_nas::fused_node", "pyfast_nas::fused_node_into"),
+    "fused nodes, backward": ("pyfast_nas::fused_node_backward",),
 }
 REST = "other operators"
 OUTSIDE = "outside of operators"
@@ -165,7 +165,7 @@ def bench_profile(case: NetworkCase, settings: Settings, say: Callable[[str], No
         seconds=settings.seconds,
         rounds=settings.rounds,
     )
-    work = dict(zip(NODES.values(), nodes_of(workload.run), strict=True))
+    work = dict(zip(NODES, nodes_of(workload.run), strict=True))
     work |= {COPY: Work(bytes=moved), PRODUCT: Work(flops=flops)}
     common = {"operator": "profile", "case": case.name, "shape": list(case.input_shapes[0])}
     common |= {"mode": "both", "dtype": "float32", "threads": torch.get_num_threads()}
@@ -175,15 +175,20 @@ def bench_profile(case: NetworkCase, settings: Settings, say: Callable[[str], No
 
 def _parts(found: Profile) -> dict[str, Sequence[float]]:
     """Times of every part that gets a row, by the name of the part."""
-    nodes = {NODES[name]: found.operators[name] for name in NODES if name in found.operators}
-    others = {name: times for name, times in found.operators.items() if name not in NODES}
-    order = sorted(others, key=lambda name: -quantiles(others[name]).p50)
     rounds = range(len(found.watched))
-    inside = [sum(times[at] for times in found.operators.values()) for at in rounds]
+
+    def total(names: Iterable[str]) -> list[float]:
+        times = [found.operators[name] for name in names if name in found.operators]
+        return [sum(of_one[at] for of_one in times) for at in rounds]
+
+    nodes = {part: times for part, names in NODES.items() if any(times := total(names))}
+    others = found.operators.keys() - set().union(*NODES.values())
+    order = sorted(others, key=lambda name: (-quantiles(found.operators[name]).p50, name))
+    inside = total(found.operators)
     return {
         **nodes,
-        **{name: others[name] for name in order[:NAMED]},
-        REST: [sum(others[name][at] for name in order[NAMED:]) for at in rounds],
+        **{name: found.operators[name] for name in order[:NAMED]},
+        REST: total(order[NAMED:]),
         OUTSIDE: [found.watched[at] - inside[at] for at in rounds],
         WATCHED: found.watched,
         WHOLE: found.unwatched,

@@ -120,7 +120,7 @@ def table(rows: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
 def _profile_table(rows: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
     """One line for each part of a call, nodes first, then the largest; the whole comes last."""
     last = (REST, OUTSIDE, WATCHED, WHOLE, *CEILINGS)
-    places = {name: place for place, name in enumerate(NODES.values(), start=-len(NODES))}
+    places = {name: place for place, name in enumerate(NODES, start=-len(NODES))}
     places |= {name: place for place, name in enumerate(last, start=1)}
     watched = next(_median(row) for row in rows if row["provider"] == WATCHED)
     lines = []
@@ -138,7 +138,7 @@ def _profile_table(rows: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
             cells["MB"] = f"{moved / 1e6:.1f}"
             cells["GB/s"] = f"{moved / microseconds / 1e3:.2f}"
             cells["of copy"] = percent(row["copy_share"])
-        if name in NODES.values():
+        if name in NODES:
             is_memory = row["copy_share"] > row["product_share"]
             cells["bound by"] = "memory" if is_memory else "arithmetic"
         lines.append([cells[title] for title in _PROFILE])

@@ -109,14 +109,21 @@ def nodes_of(call: Callable[[], object]) -> tuple[Work, Work]:
     return nodes.forward, nodes.backward
 
 
+# Operators of forward, and how many of their arguments stand before the inputs.
+_NODES = {
+    torch.ops.pyfast_nas.fused_node.default: 0,
+    torch.ops.pyfast_nas.fused_node_into.default: 1,
+}
+
+
 class _Nodes(TorchDispatchMode):
     """Sees every operator with its arguments; the operators run as they would."""
 
     forward = backward = Work()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.pyfast_nas.fused_node.default:
-            xs, _, params, given, *numbers = args
+        if func in _NODES:
+            xs, _, params, given, *numbers = args[_NODES[func] :]
             plan = Plan(*map(tuple, numbers))
             node = xs, plan.rebuild(params, given), plan.strides
             self.forward += forward_work(*node)

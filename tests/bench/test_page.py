@@ -85,7 +85,7 @@ def test_what_the_page_says_of_the_profile_is_what_was_measured():
             for (operator, case, *_), rows in by_case(tables.read(path)).items()
             if operator == "profile"
         }
-        nodes = {case: [found[name] for name in NODES.values()] for case, found in profiles.items()}
+        nodes = {case: [found[name] for name in NODES] for case, found in profiles.items()}
         for case, (forward, backward) in nodes.items():
             found, median = profiles[case], lambda row: row["timing"]["p50"]
             assert median(backward) > median(forward)
