@@ -1,29 +1,24 @@
 """The drop-in for models that we did not write: their weighted sums through fused nodes, in place.
 
-A module is replaced by giving it a subclass of its own class, so that parameters, state dict,
-hooks, modes and copies are what they were.
+Mixed sums are replaced first, then the cells that are made of them: a cell whose own ``forward``
+has to run still runs fused edges.
 """
 
 import dataclasses
-import functools
-import operator
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pyfast_nas.nn.acceleration_report import AccelerateReport, count
-from pyfast_nas.nn.forms import Form, guesses, parameters_of_forward
-from pyfast_nas.nn.fusion import Hint, Recipes, is_served
+from pyfast_nas.nn.cell_forms import DARTSCell, cell_guesses
+from pyfast_nas.nn.fusion import Recipes
+from pyfast_nas.nn.judgement import Verdict, judge, judge_cell
 from pyfast_nas.nn.mixed_op import MixedOp
-from pyfast_nas.nn.recognition import foreign_settings
-from pyfast_nas.nn.verification import compare_candidate, compare_form, hint_of
+from pyfast_nas.nn.replacement import Replaced, form_of, put_back, replace
+from pyfast_nas.nn.settings import signature
 
 __all__ = ["accelerate", "restore"]
-
-_STATE = "_pyfast_nas"
-_SIMPLE = (int, float, str, type(None), torch.dtype, type, Callable)
 
 
 def accelerate(model: nn.Module) -> AccelerateReport:
@@ -31,16 +26,17 @@ def accelerate(model: nn.Module) -> AccelerateReport:
 
     Looks for modules with a ``forward(x, weights)`` and a list of candidates, such as the mixed
     operation of a DARTS supernet, that of PC-DARTS on part of the channels, and a whole cell of
-    NAS-Bench-201. Names of classes and attributes do not matter. What a ``forward`` computes does
-    not follow from structure: a copy of each module is compared with the fused form on random
-    input (outputs, gradients, running statistics; training and evaluation) and what differs is
-    left alone and named.
+    NAS-Bench-201; then for cells that are made of such mixed operations and have a ``forward(s0,
+    s1, weights)``, and runs all edges into a node in one fused node. Names of classes and
+    attributes do not matter. What a ``forward`` computes does not follow from structure: a copy of
+    each module is compared with the fused form on random input (outputs, gradients, running
+    statistics; training and evaluation) and what differs is left alone and named.
 
     Parameters stay the same objects and state dict keys do not change; ``train()``, ``eval()``,
     ``to()``, hooks, `copy.deepcopy` and `torch.save` go on working. A candidate with a hook runs
-    as a module as long as it has it. The model's own ``forward`` runs wherever no fused node
-    serves: on other devices than the CPU, in half precision and under autocast, under
-    `torch.compile`, with other arguments.
+    as a module as long as it has it, and a cell edge by edge as long as an edge has one. The
+    model's own ``forward`` runs wherever no fused node serves: on other devices than the CPU, in
+    half precision and under autocast, under `torch.compile`, with other arguments.
 
     Args:
         model: Any model; `restore` undoes it.
@@ -68,22 +64,8 @@ def accelerate(model: nn.Module) -> AccelerateReport:
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
     report = AccelerateReport({}, {}, {}, ())
-    seen: dict[object, _Verdict] = {}
-    for name, module in list(model.named_modules()):
-        if any(_is_inside(name, other) for other in report.replaced):
-            continue
-        if isinstance(module, _Accelerated):
-            report.replaced[name] = "replaced before, its candidates"
-            continue
-        if isinstance(module, MixedOp | torch.jit.ScriptModule):
-            continue
-        key = _signature(module)
-        verdict = seen.get(key) if key is not None else None
-        if verdict is None:
-            verdict = _judge(module)
-            if key is not None:
-                seen[key] = verdict
-        _apply(module, name, verdict, report)
+    _replace_sums(model, report)
+    _replace_cells(model, report)
     return dataclasses.replace(report, notes=tuple(_notes(model, report)))
 
 
@@ -99,163 +81,86 @@ def restore(model: nn.Module) -> int:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"restore: model must be a torch.nn.Module, got {type(model).__name__}")
-    restored = 0
-    for module in model.modules():
-        if isinstance(module, _Accelerated):
-            module.__class__ = type(module)._original
-            del module.__dict__[_STATE]
-            restored += 1
-    return restored
+    return put_back(model)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Verdict:
-    """What is to be done with a module, and with all that are built like it.
-
-    Attributes:
-        form: What it computes, or None to leave it alone.
-        hints: How to look at its candidates, by place.
-        fused: How many of them a fused node takes.
-        plain: Name of each that runs as a module, inside the module -> why.
-        why: Why it is left alone; empty where it does not look like a sum at all.
-    """
-
-    form: Form | None = None
-    hints: dict[int, Hint] = dataclasses.field(default_factory=dict)
-    fused: int = 0
-    plain: dict[str, str] = dataclasses.field(default_factory=dict)
-    why: str = ""
-
-
-@dataclasses.dataclass
-class _State:
-    """What an accelerated module carries beside what it is."""
-
-    form: Form
-    recipes: Recipes
-    names: tuple[str, ...]
-    values: object
-
-    def serves(self, module: nn.Module, x: object, weights: object) -> bool:
-        """Say whether this call is of the kind that was compared."""
-        return (
-            isinstance(x, Tensor)
-            and isinstance(weights, Tensor)
-            and weights.shape == self.form.shape(module)
-            and is_served(x, weights)
-            and (not self.names or _values(module, self.names) == self.values)
-        )
-
-
-class _Accelerated:
-    """Mixed into the class of a module: the fused form where it serves, else what was there."""
-
-    _original: type[nn.Module]
-
-    def forward(self, *arguments: Any, **named: Any) -> Any:
-        if len(arguments) == 2 and not named and not torch.compiler.is_compiling():
-            state = self.__dict__[_STATE]
-            if state.serves(self, *arguments):
-                return state.form.run(self, *arguments, state.recipes)
-        return super().forward(*arguments, **named)
-
-    def __reduce_ex__(self, protocol: int) -> tuple:
-        """Name the class that can be imported; the subclass is made again from it."""
-        reduced = super().__reduce_ex__(protocol)
-        if isinstance(reduced, tuple) and reduced[1][:1] == (type(self),):
-            made_by, arguments, *rest = reduced
-            return _remake, (made_by, type(self)._original, *arguments[1:]), *rest
-        return reduced
-
-
-def _remake(made_by: Callable, original: type[nn.Module], *arguments: object) -> nn.Module:
-    return made_by(_accelerated(original), *arguments)
-
-
-@functools.cache
-def _accelerated(original: type[nn.Module]) -> type[nn.Module]:
-    """Return the subclass of ``original`` that runs fused forms."""
-    names = {
-        "__module__": original.__module__,
-        "__qualname__": original.__qualname__,
-        "__doc__": original.__doc__,
-        "_original": original,
-    }
-    return type(original.__name__, (_Accelerated, original), names)
-
-
-def _judge(module: nn.Module) -> _Verdict:
-    """Find the form that a module computes, and compare."""
-    forms = list(guesses(module))
-    required = parameters_of_forward(module) if forms else ()
-    if len(required) < 2:
-        return _Verdict()
-    reasons: list[str] = []
-    for form in forms:
-        channels = _channels(form.candidates(module).values())
-        hints, plain = _hints(module, form, channels)
-        fused = len(form.candidates(module)) - len(plain)
-        if not fused:
+def _replace_sums(model: nn.Module, report: AccelerateReport) -> None:
+    """Replace what sums candidates, and write down what was done."""
+    seen: dict[object, Verdict] = {}
+    for name, module in list(model.named_modules()):
+        if any(_is_inside(name, other) for other in report.replaced):
             continue
-        if len(required) != 2:
-            return _Verdict(why=f"its forward takes ({', '.join(required)}), not (x, weights)")
-        if "forward" in vars(module):
-            return _Verdict(why="its forward was set on the instance")
-        why = compare_form(module, form, hints, channels * form.parts)
-        if why is None:
-            return _Verdict(form, hints, fused, plain)
-        reasons.append(why)
-    # A guess that ran says more than one that could not.
-    return _Verdict(why=min(reasons, key=lambda why: "fails on" in why, default=""))
+        if isinstance(module, Replaced):
+            if not _is_cell(module):
+                report.replaced[name] = "replaced before, its candidates"
+            continue
+        if isinstance(module, MixedOp | torch.jit.ScriptModule):
+            continue
+        verdict = _known(module, judge, seen)
+        if verdict.form is None:
+            if verdict.why:
+                report.left_alone[_called(name)] = verdict.why
+        elif _apply(module, name, verdict, report):
+            total = verdict.fused + len(verdict.plain)
+            report.replaced[name] = f"{verdict.fused} of {count(range(total), 'candidate')}"
+            for candidate, why in verdict.plain.items():
+                report.plain[f"{name}.{candidate}" if name else candidate] = why
 
 
-def _hints(module: nn.Module, form: Form, channels: int) -> tuple[dict[int, Hint], dict[str, str]]:
-    """Return how to look at each candidate, and which ones run as modules and why."""
-    hints: dict[int, Hint] = {}
-    plain: dict[str, str] = {}
-    for place, (name, candidate) in enumerate(form.candidates(module).items()):
-        hint = hint_of(candidate, channels)
-        if hint == "plain":
-            plain[name] = "not recognised"
-        elif hint is not None and (why := compare_candidate(candidate, hint, channels)):
-            plain[name], hint = _of_candidate(why), "plain"
-        if hint is not None:
-            hints[place] = hint
-    return hints, plain
+def _replace_cells(model: nn.Module, report: AccelerateReport) -> None:
+    """Replace cells whose edges are replaced, and write down what was done."""
+    seen: dict[object, Verdict] = {}
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Replaced):
+            if _is_cell(module):
+                report.cells[name] = "replaced before"
+            continue
+        if next(cell_guesses(module), None) is None:
+            continue
+        verdict = _known(module, judge_cell, seen)
+        if verdict.form is None:
+            if verdict.why:
+                report.left_alone[_called(name)] = f"{verdict.why}; its edges run one by one"
+        elif _apply(module, name, verdict, report):
+            report.cells[name] = _in_words(verdict)
 
 
-def _of_candidate(why: str) -> str:
-    return why.replace("from the weighted sum of its candidates", "from its layers in order")
+def _known(
+    module: nn.Module, judge: Callable[[nn.Module], Verdict], seen: dict[object, Verdict]
+) -> Verdict:
+    """Return the verdict on a module; modules built alike are judged once."""
+    key = signature(module)
+    if key is None:
+        return judge(module)
+    if key not in seen:
+        seen[key] = judge(module)
+    return seen[key]
 
 
-def _channels(candidates: Iterator[nn.Module]) -> int:
-    """Return the channels that the candidates take: those of the first layer that says it."""
-    for candidate in candidates:
-        for layer in candidate.modules():
-            if isinstance(layer, nn.Conv2d):
-                return layer.in_channels
-            if isinstance(layer, nn.BatchNorm2d):
-                return layer.num_features
-    return 4
-
-
-def _apply(module: nn.Module, name: str, verdict: _Verdict, report: AccelerateReport) -> None:
-    if verdict.form is None:
-        if verdict.why:
-            report.left_alone[name or "the model"] = verdict.why
-        return
-    settings = _watched(module)
-    state = _State(verdict.form, Recipes(verdict.hints), settings, _values(module, settings))
+def _apply(module: nn.Module, name: str, verdict: Verdict, report: AccelerateReport) -> bool:
+    """Replace a module and say whether that could be done."""
     try:
-        module.__class__ = _accelerated(type(module))
+        replace(module, verdict.form, Recipes(verdict.hints))
     except TypeError as error:  # a class with slots of its own
-        report.left_alone[name or "the model"] = f"its class cannot be extended: {error}"
-        return
-    module.__dict__[_STATE] = state
-    total = verdict.fused + len(verdict.plain)
-    report.replaced[name] = f"{verdict.fused} of {count(range(total), 'candidate')}"
-    for candidate, why in verdict.plain.items():
-        report.plain[f"{name}.{candidate}" if name else candidate] = why
+        report.left_alone[_called(name)] = f"its class cannot be extended: {error}"
+        return False
+    return True
+
+
+def _in_words(verdict: Verdict) -> str:
+    """Say what of a cell runs in fused nodes."""
+    fused = [name for name in verdict.form.aligned if name not in verdict.plain]
+    parts = [", ".join((count(range(verdict.form.nodes), "node"), *fused))]
+    parts += [f"{name} as a module ({why})" for name, why in verdict.plain.items()]
+    return "; ".join(parts)
+
+
+def _is_cell(module: Replaced) -> bool:
+    return isinstance(form_of(module), DARTSCell)
+
+
+def _called(name: str) -> str:
+    return name or "the model"
 
 
 def _notes(model: nn.Module, report: AccelerateReport) -> Iterator[str]:
@@ -266,46 +171,6 @@ def _notes(model: nn.Module, report: AccelerateReport) -> Iterator[str]:
     devices = {p.device.type for p in model.parameters()} - {"cpu"}
     if report.replaced and devices:
         yield f"on {', '.join(sorted(devices))} the model's own forward runs: no fused node there"
-
-
-def _watched(module: nn.Module) -> tuple[str, ...]:
-    """Return the settings of a module whose change would mean another computation."""
-    return tuple(
-        name for name, value in foreign_settings(module).items() if _frozen(value) is not None
-    )
-
-
-def _values(module: nn.Module, names: tuple[str, ...]) -> object:
-    try:
-        return operator.itemgetter(*names)(module.__dict__) if names else None
-    except KeyError:
-        return None
-
-
-def _signature(module: nn.Module) -> object | None:
-    """Return what two modules share that compute the same up to their parameters' values."""
-    parts = []
-    for name, part in module.named_modules():
-        own = {k: _frozen(v) for k, v in foreign_settings(part).items()}
-        if any(value is None for value in own.values()):
-            return None
-        tensors = (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
-        shapes = tuple((k, tuple(t.shape), t.requires_grad) for k, t in tensors)
-        parts.append((name, type(part), tuple(own.items()), shapes))
-    return tuple(parts)
-
-
-def _frozen(value: object) -> object | None:
-    """Return ``value`` as something that can be compared and hashed, or None."""
-    if value is None:
-        return "None"
-    if isinstance(value, list | tuple):
-        items = tuple(_frozen(item) for item in value)
-        return None if None in items else (type(value), items)
-    if isinstance(value, dict):
-        items = tuple((str(key), _frozen(item)) for key, item in value.items())
-        return None if any(item is None for _, item in items) else items
-    return (type(value), value) if isinstance(value, (*_SIMPLE[:-1], torch.device)) else None
 
 
 def _is_inside(name: str, other: str) -> bool:

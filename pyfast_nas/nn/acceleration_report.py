@@ -11,11 +11,13 @@ class AccelerateReport:
     """What `accelerate` did.
 
     Attributes:
-        replaced: Name of each module that was replaced -> how many of its candidates are fused.
+        replaced: Name of each sum of candidates that was replaced -> how many of them are fused.
         left_alone: Name of each module that looked like a sum of candidates and was left as it
             is -> why.
         plain: Name of each candidate of a replaced module that runs as it stands -> why.
         notes: What else there is to know.
+        cells: Name of each cell that runs whole, all edges into a node in one fused node -> what
+            of it does. Its edges are among the replaced.
 
     Example:
         >>> report = AccelerateReport({"cells.0.edge": "2 of 2 candidates"}, {}, {}, ())
@@ -28,11 +30,14 @@ class AccelerateReport:
     left_alone: dict[str, str]
     plain: dict[str, str]
     notes: tuple[str, ...]
+    cells: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"replaced {count(self.replaced, 'module')}"]
         lines += _grouped({n: f"{what} in a fused node" for n, what in self.replaced.items()})
+        whole = f"{count(self.cells, 'cell')} whole, all edges into a node in one fused node"
         for title, names in (
+            (whole, self.cells),
             (f"left alone {count(self.left_alone, 'module')}", self.left_alone),
             (f"beside fused nodes {count(self.plain, 'candidate')} as modules", self.plain),
         ):

@@ -1,13 +1,13 @@
 """What the ``forward(x, weights)`` of a module that we did not write may compute.
 
 A form is a guess that fits the structure. Whether it is right is for a comparison to tell; see
-`pyfast_nas.nn.verification`.
+`pyfast_nas.nn.verification`. Cells with two inputs are in `pyfast_nas.nn.cell_forms`.
 """
 
 import dataclasses
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,19 @@ from torch import Tensor, nn
 from pyfast_nas import ops
 from pyfast_nas.nn.fusion import Recipes, Term, gather
 
-__all__ = ["CellSum", "EdgeSum", "Form", "PartialSum", "guesses", "parameters_of_forward"]
+__all__ = ["CellSum", "EdgeSum", "Form", "PartialSum", "guesses", "mix", "parameters_of_forward"]
 
 
 class Form(Protocol):
-    """A way in which a module may sum its candidates."""
+    """A way in which a module may sum its candidates.
 
-    container: str
-    parts: int
+    Attributes:
+        meaning: What it computes, in words.
+        strides: For each input, how much smaller than it the edges find it.
+    """
+
+    meaning: str
+    strides: tuple[int, ...]
 
     def candidates(self, module: nn.Module) -> dict[str, nn.Module]:
         """Return the candidates by their name inside ``module``, in the order of their places."""
@@ -30,12 +35,31 @@ class Form(Protocol):
     def shape(self, module: nn.Module) -> tuple[int, ...]:
         """Return the shape of the weights."""
 
-    def run(self, module: nn.Module, x: Tensor, weights: Tensor, recipes: Recipes) -> Tensor:
-        """Compute what the module's own ``forward`` is taken to compute."""
+    def fits(self, module: nn.Module, *xs: Tensor) -> bool:
+        """Say whether ``run`` does for these inputs what it did when it was compared."""
+
+    def run(self, module: nn.Module, *arguments: Tensor | Recipes) -> Tensor:
+        """Compute what the module's own ``forward`` is taken to compute.
+
+        Args:
+            module: The module.
+            *arguments: Its inputs, the weights, and the recipes of the candidates.
+        """
+
+
+class _OneInput:
+    """What forms have in common that read one input as it is."""
+
+    meaning: ClassVar[str] = "the weighted sum of its candidates"
+    strides: ClassVar[tuple[int, ...]] = (1,)
+
+    def fits(self, module: nn.Module, x: Tensor) -> bool:
+        """Say yes: the shape of the weights says all."""
+        return True
 
 
 @dataclasses.dataclass(frozen=True)
-class EdgeSum:
+class EdgeSum(_OneInput):
     r"""An edge: :math:`y = \sum_k w_k\, o_k(x)`.
 
     Attributes:
@@ -58,7 +82,7 @@ class EdgeSum:
     def run(self, module: nn.Module, x: Tensor, weights: Tensor, recipes: Recipes) -> Tensor:
         """Return the sum."""
         held = module._modules[self.container]._modules.values()
-        return _mix([x], [Term(0, m, recipes.of(k, m)) for k, m in enumerate(held)], weights)
+        return mix([x], [Term(0, m, recipes.of(k, m)) for k, m in enumerate(held)], weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +112,7 @@ class PartialSum(EdgeSum):
 
 
 @dataclasses.dataclass(frozen=True)
-class CellSum:
+class CellSum(_OneInput):
     """A whole cell with one input: every node sums the mixed edges from all nodes before it.
 
     Attributes:
@@ -130,7 +154,7 @@ class CellSum:
                 for source in range(node)
                 for k, candidate in enumerate(edges[row + source])
             ]
-            states.append(_mix(states, terms, weights[row : row + node].flatten()))
+            states.append(mix(states, terms, weights[row : row + node].flatten()))
             row += node
         return states[-1]
 
@@ -178,8 +202,20 @@ def parameters_of_forward(module: nn.Module) -> tuple[str, ...]:
     return tuple(p.name for p in parameters if p.default is p.empty)
 
 
-def _mix(xs: Sequence[Tensor], terms: Sequence[Term], weights: Tensor) -> Tensor:
-    """Return the weighted sum: what is recognised in one fused node, the rest as modules."""
+def mix(xs: Sequence[Tensor], terms: Sequence[Term], weights: Tensor) -> Tensor:
+    """Return the weighted sum: what is recognised in one fused node, the rest as modules.
+
+    Args:
+        xs: Inputs of the edges.
+        terms: What is summed.
+        weights: One weight for each term.
+
+    Example:
+        >>> x = torch.ones(1, 2, 4, 4)
+        >>> terms = [Term(0, nn.Identity(), None), Term(0, nn.ReLU(), None)]
+        >>> float(mix([x], terms, torch.tensor([0.5, 2.0]))[0, 0, 0, 0])
+        2.5
+    """
     call = gather(xs, terms, weights)
     total, rest = None, range(len(terms))
     if call is not None:

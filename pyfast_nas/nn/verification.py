@@ -6,7 +6,7 @@ torch's random state see nothing of it.
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from pyfast_nas.nn.forms import Form
 from pyfast_nas.nn.fusion import Hint, Recipes, Term, gather
 from pyfast_nas.nn.recognition import foreign_leaf, foreign_settings, recognise
+from pyfast_nas.nn.replacement import put_back
 
-__all__ = ["compare_candidate", "compare_form", "hint_of"]
+__all__ = ["compare_candidate", "compare_form", "hint_of", "stride_of"]
 
 # Of float64: the two differ in the order of sums only, which batch norms of few values amplify.
 _RTOL, _ATOL = 1e-7, 1e-9
@@ -64,6 +65,22 @@ def _observed(leaf: nn.Module, channels: int) -> Hint:
     return hint if not seen and hint in (("skip", 1), ("zero", 1), ("zero", 2)) else "plain"
 
 
+def stride_of(module: nn.Module, channels: int) -> int | None:
+    """Return how much smaller a module makes its input, or None where it is not 1, 2 or 4 times.
+
+    Args:
+        module: A module that a cell runs on one of its inputs.
+        channels: Channels of its input.
+    """
+    with _aside():
+        try:
+            y = _copy_of(module)(_random((_SIZE[0], channels, *_SIZE[1:]), seed=0))
+        except Exception:  # whatever a foreign module raises, it is not known
+            return None
+    sizes = {(_SIZE[1] // stride, _SIZE[2] // stride): stride for stride in (1, 2, 4)}
+    return sizes.get(tuple(y.shape[2:])) if isinstance(y, Tensor) else None
+
+
 def compare_candidate(candidate: nn.Module, hint: Hint, channels: int) -> str | None:
     """Say in what a candidate differs from what it was taken for, or return None.
 
@@ -72,6 +89,9 @@ def compare_candidate(candidate: nn.Module, hint: Hint, channels: int) -> str | 
         hint: What it was taken for.
         channels: Channels of its input.
     """
+
+    def original(module: nn.Module, x: Tensor, weights: Tensor) -> Tensor:
+        return weights[0] * module(x)
 
     def fused(module: nn.Module, x: Tensor, weights: Tensor) -> Tensor:
         recipe = foreign_leaf(module, *hint) if isinstance(hint, tuple) else None
@@ -84,92 +104,109 @@ def compare_candidate(candidate: nn.Module, hint: Hint, channels: int) -> str | 
             raise RuntimeError("its layers do not fit together")
         return call.run(weights)
 
-    return _compare(candidate, lambda m, x, w: w[0] * m(x), fused, channels, (1,))
+    shape = (_SIZE[0], channels, *_SIZE[1:])
+    return _compare(candidate, original, fused, [shape], (1,), "its layers in order")
 
 
 def compare_form(
-    module: nn.Module, form: Form, hints: dict[int, Hint], channels: int
+    module: nn.Module, form: Form, hints: dict[int, Hint], channels: Sequence[int]
 ) -> str | None:
     """Say in what ``module`` differs from ``form``, or return None.
 
     Args:
-        module: A module with a ``forward(x, weights)`` of its own.
+        module: A module with a ``forward(x, weights)`` of its own. What is inside it may be
+            replaced; its copy is put back before it runs.
         form: What it is taken to compute.
         hints: How to look at its candidates, by place.
-        channels: Channels of its input.
+        channels: Channels of each of its inputs.
     """
     recipes = Recipes(hints)
     return _compare(
         module,
-        lambda m, x, w: m(x, w),
-        lambda m, x, w: form.run(m, x, w, recipes),
-        channels,
+        lambda m, *arguments: m(*arguments),
+        lambda m, *arguments: form.run(m, *arguments, recipes),
+        [
+            (_SIZE[0], width, _SIZE[1] * stride, _SIZE[2] * stride)
+            for width, stride in zip(channels, form.strides, strict=True)
+        ],
         form.shape(module),
+        form.meaning,
     )
 
 
 def _compare(
     module: nn.Module,
-    original: Callable[[nn.Module, Tensor, Tensor], Tensor],
-    fused: Callable[[nn.Module, Tensor, Tensor], Tensor],
-    channels: int,
+    original: Callable[..., Tensor],
+    fused: Callable[..., Tensor],
+    inputs: Sequence[tuple[int, ...]],
     shape: tuple[int, ...],
+    meaning: str,
 ) -> str | None:
+    """Say in what two functions of a module, its inputs and weights differ, or return None.
+
+    Args:
+        module: The module; copies of it are run.
+        original: What it computes.
+        fused: What it is taken to compute.
+        inputs: Shape of each input.
+        shape: Shape of the weights.
+        meaning: What it is taken to compute, in words.
+    """
     with _aside():
         try:
-            theirs = _randomised(_copy_of(module))
-            ours = copy.deepcopy(theirs)
+            ours = _randomised(_copy_of(module))
+            theirs = copy.deepcopy(ours)
+            put_back(theirs)
         except Exception as error:
             return f"it cannot be copied ({_first_line(error)})"
         for step, (training, kind) in enumerate(
             ((True, "any"), (True, "one"), (False, "any"), (True, "any"))
         ):
-            x = _random((_SIZE[0], channels, *_SIZE[1:]), seed=3 * step)
+            xs = [_random(x, seed=3 * step + 2 * place) for place, x in enumerate(inputs)]
             weights = _random(shape, seed=3 * step + 1)
             if kind == "one":  # all weights but one of each row exactly zero
-                weights = (
-                    torch.eye(shape[-1], dtype=x.dtype)[step % shape[-1]].expand(shape).clone()
-                )
+                one = torch.eye(shape[-1], dtype=weights.dtype)[step % shape[-1]]
+                weights = one.expand(shape).clone()
             runs = []
             for run, twin in ((original, theirs), (fused, ours)):
                 try:
-                    runs.append(_run(run, twin.train(training), x, weights))
+                    runs.append(_run(run, twin.train(training), xs, weights))
                 except Exception as error:
                     whose = "its forward" if run is original else "the fused form"
-                    sizes = f"x {list(x.shape)} and weights {list(shape)}"
-                    return f"{whose} fails on {sizes}: {_first_line(error)}"
+                    sizes = ", ".join(f"x {list(x)}" for x in inputs)
+                    line = _first_line(error)
+                    return f"{whose} fails on {sizes} and weights {list(shape)}: {line}"
             if difference := _difference(*runs):
                 mode = "training" if training else "evaluation"
-                return f"{difference} in {mode} mode from the weighted sum of its candidates"
+                return f"{difference} in {mode} mode from {meaning}"
     return None
 
 
 def _run(
-    function: Callable[[nn.Module, Tensor, Tensor], Tensor],
-    module: nn.Module,
-    x: Tensor,
-    weights: Tensor,
+    function: Callable[..., Tensor], module: nn.Module, xs: Sequence[Tensor], weights: Tensor
 ) -> dict[str, Tensor | None]:
     """Run once forward and backward and return everything that can be seen of it, by name."""
     torch.manual_seed(0)  # dropout of modules that run as they stand
-    x, weights = x.clone().requires_grad_(), weights.clone().requires_grad_()
-    inner = x * 1  # a leaf that needs a gradient refuses changes in place
-    version = inner._version
-    y = function(module, inner, weights)
-    if inner._version != version:
+    # With a blank in them, which no parameter's name has.
+    names = ("the input",) if len(xs) == 1 else ("the first input", "the second input")
+    given = {name: x.clone().requires_grad_() for name, x in zip(names, xs, strict=True)}
+    inner = [x * 1 for x in given.values()]  # a leaf that needs a gradient refuses changes in place
+    versions = [x._version for x in inner]
+    given["the weights"] = weights.clone().requires_grad_()
+    y = function(module, *inner, given["the weights"])
+    if [x._version for x in inner] != versions:
         raise RuntimeError("the input is changed in place")
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     cotangent = _random(y.shape, seed=99)
     gradients = torch.autograd.grad(
-        y, [x, weights, *parameters.values()], cotangent, allow_unused=True
+        y, [*given.values(), *parameters.values()], cotangent, allow_unused=True
     )
-    names = ("the gradient of x", "the gradient of the weights")
-    names = (*names, *(f"the gradient of {name}" for name in parameters))
     seen: dict[str, Tensor | None] = {"the output": y.detach()}
-    for name, gradient in zip(names, gradients, strict=True):
+    for name, gradient in zip((*given, *parameters), gradients, strict=True):
         # Nobody can tell a missing gradient from zero, but the optimizer of a parameter.
-        missing = gradient is None and name in names[:2]
-        seen[name] = torch.zeros_like(x if name == names[0] else weights) if missing else gradient
+        if gradient is None and name in given:
+            gradient = torch.zeros_like(given[name])
+        seen[f"the gradient of {name}"] = gradient
     return seen | {f"the buffer {name}": b.clone() for name, b in module.named_buffers()}
 
 
