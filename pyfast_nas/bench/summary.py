@@ -131,7 +131,6 @@ def _profile_table(rows: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
             cells["share"] = percent(microseconds / watched)
         if flops := row.get("flops"):
             cells["GFLOP"] = f"{flops / 1e9:.2f}"
-            cells["depthwise"] = percent(row["depthwise_flops"] / flops)
             cells["GFLOP/s"] = f"{flops / microseconds / 1e3:.1f}"
             cells["of product"] = percent(row["product_share"])
         if moved := row["bytes_moved"]:
@@ -139,6 +138,7 @@ def _profile_table(rows: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
             cells["GB/s"] = f"{moved / microseconds / 1e3:.2f}"
             cells["of copy"] = percent(row["copy_share"])
         if name in NODES:
+            cells["depthwise"] = percent(row["depthwise_flops"] / row["flops"])
             is_memory = row["copy_share"] > row["product_share"]
             cells["bound by"] = "memory" if is_memory else "arithmetic"
         lines.append([cells[title] for title in _PROFILE])

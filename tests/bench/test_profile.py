@@ -120,7 +120,8 @@ def test_the_table_says_what_bounds():
     assert found["aten::cat"]["share"] == "15.0 %" and found[WATCHED]["share"] == "100.0 %"
     assert not any(found["aten::cat"][title] for title in head[3:])
     assert not found[WHOLE]["share"] and not found[profiles.COPY]["share"]
-    assert found[profiles.PRODUCT]["GFLOP/s"] == "1000.0" and not found[profiles.PRODUCT]["MB"]
+    product = found[profiles.PRODUCT]
+    assert product["GFLOP/s"] == "1000.0" and not product["depthwise"] and not product["MB"]
     assert found[profiles.COPY]["GB/s"] == "10.00" and not found[profiles.COPY]["bound by"]
 
 
