@@ -28,18 +28,29 @@ void pack(const T* from, int64_t step, T* to, int64_t channels, int64_t pixels) 
   }
 }
 
-template <typename T>
-void unpack(const T* from, T* to, int64_t channels, int64_t pixels) {
+template <bool kAdds, typename T>
+void unpack_blocks(const T* from, T* to, int64_t step, int64_t channels, int64_t pixels) {
   constexpr int64_t L = kLanes<T>;
   for (int64_t c = 0; c < channels; c += L, from += pixels * L) {
-    if (channels - c >= L) {
-      for (int64_t p = 0; p < pixels; ++p) store(to + p * channels + c, load(from + p * L));
-    } else {
-      for (int64_t p = 0; p < pixels; ++p) {
-        store_some(to + p * channels + c, load(from + p * L), channels - c);
+    const int64_t left = channels - c;
+    T* place = to + c;
+    for (int64_t p = 0; p < pixels; ++p, place += step) {
+      auto value = load(from + p * L);
+      if (left >= L) {
+        if constexpr (kAdds) value += load(place);
+        store(place, value);
+      } else {
+        if constexpr (kAdds) value += load_some(place, left);
+        store_some(place, value, left);
       }
     }
   }
+}
+
+template <typename T>
+void unpack(const T* from, T* to, int64_t step, int64_t channels, int64_t pixels, bool adds) {
+  adds ? unpack_blocks<true>(from, to, step, channels, pixels)
+       : unpack_blocks<false>(from, to, step, channels, pixels);
 }
 
 template <typename T>

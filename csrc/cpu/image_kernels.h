@@ -52,9 +52,9 @@ struct ImageKernels {
   int64_t lanes;
 
   // Copies `pixels` channels-last pixels, `step` numbers apart, into blocks, zeros in missing
-  // channels; and back, where no number lies between pixels.
+  // channels; and back, perhaps adding.
   void (*pack)(const T* from, int64_t step, T* to, int64_t channels, int64_t pixels);
-  void (*unpack)(const T* from, T* to, int64_t channels, int64_t pixels);
+  void (*unpack)(const T* from, T* to, int64_t step, int64_t channels, int64_t pixels, bool adds);
 
   // Zeros the frame around a map; copies a map into one.
   void (*clear_frame)(T* framed, const Frame& frame, int64_t blocks);

@@ -119,7 +119,7 @@ class BackwardEdge : EdgePass<T> {
     return stage.grad_matrix != nullptr || stage.grad_shifted != nullptr;
   }
   bool wants_first_stages() const {
-    if (edge_.grad_x != nullptr) return true;
+    if (edge_.grad_x.exists()) return true;
     return std::any_of(stages_.begin(), stages_.end(), [](const auto& stages) {
       return !stages.empty() && wants(*stages[0].stage);
     });
@@ -304,7 +304,7 @@ class BackwardEdge : EdgePass<T> {
     for (size_t b = 0; b < stages_.size(); ++b) {
       if (stages_[b].empty()) continue;
       const PackedStage<T>& stage = stages_[b][0];
-      if (edge_.grad_x == nullptr && !wants(*stage.stage)) continue;
+      if (!edge_.grad_x.exists() && !wants(*stage.stage)) continue;
       if (!has_relu) kernels_.relu(x, relu, in_frame(), in_blocks_);
       has_relu = true;
       const StageInput<T> input{relu, in_frame()};
@@ -317,12 +317,12 @@ class BackwardEdge : EdgePass<T> {
         pass_norm(first_[b], blocked(kept(n, b), pixels_), own, own);
       }
       gather(stage, own, z, input, framed, places_[b][0], gradients);
-      if (edge_.grad_x != nullptr) scatter(stage, framed, grad_x, edge_.height, edge_.width);
+      if (edge_.grad_x.exists()) scatter(stage, framed, grad_x, edge_.height, edge_.width);
     }
-    if (edge_.grad_x == nullptr) return;
+    if (!edge_.grad_x.exists()) return;
     reach_x(x, g, has_relu, grad_x, own);
-    kernels_.unpack(grad_x, edge_.grad_x + n * in_pixels_ * edge_.channels, edge_.channels,
-                    in_pixels_);
+    kernels_.unpack(grad_x, edge_.grad_x.at(n), edge_.grad_x.pixel, edge_.channels, in_pixels_,
+                    edge_.adds);
   }
 
   // e = gradient of what came into a norm.
@@ -502,6 +502,17 @@ std::vector<double> sum_gradient(const Node<T>& node,
   return total;
 }
 
+// The gradient of an input that nobody reads.
+template <typename T>
+void clear(const Edge<T>& edge, int64_t samples) {
+  for (int64_t n = 0; n < samples; ++n) {
+    T* pixel = edge.grad_x.at(n);
+    for (int64_t p = 0; p < edge.height * edge.width; ++p, pixel += edge.grad_x.pixel) {
+      std::fill(pixel, pixel + edge.channels, T{});
+    }
+  }
+}
+
 }  // namespace
 
 template <typename T>
@@ -512,10 +523,7 @@ void backward(const Node<T>& node,
   const std::vector<double> grad_sum = sum_gradient(node, grad, parallel);
   for (const Edge<T>& edge : node.edges) {
     if (edge.branches.empty()) {
-      if (edge.grad_x != nullptr) {
-        std::fill(edge.grad_x,
-                  edge.grad_x + node.samples * edge.height * edge.width * edge.channels, T{});
-      }
+      if (edge.grad_x.exists() && !edge.adds) clear(edge, node.samples);
       continue;
     }
     BackwardEdge<T>(node, edge, grad, grad_sum, grad_weights).run(parallel);

@@ -59,14 +59,16 @@ struct Images {
   int64_t sample = 0;  // numbers from one sample to the next
   int64_t pixel = 0;   // numbers from one pixel to the next
 
+  bool exists() const { return data != nullptr; }
   T* at(int64_t n) const { return data + n * sample; }
 };
 
-// One input; its gradient lies dense.
+// One input.
 template <typename T>
 struct Edge {
   Images<const T> x;
-  T* grad_x = nullptr;
+  Images<T> grad_x;
+  bool adds = false;  // to what grad_x holds
   int64_t channels = 0;
   int64_t height = 0;
   int64_t width = 0;

@@ -300,19 +300,34 @@ Tensor fused_node_into_cpu(const Tensor& place,
   return run_forward(op, place, sizes, xs, weights, params, given, layout, eps, strides);
 }
 
-std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> fused_node_backward_cpu(
-    const Tensor& grad,
-    const std::vector<Tensor>& xs,
-    const Tensor& weights,
-    const std::vector<Tensor>& params,
-    const Tensor& statistics,
-    const std::vector<int64_t>& layout,
-    const std::vector<double>& eps,
-    const std::vector<int64_t>& strides,
-    const std::vector<int64_t>& wanted_xs,
-    bool wants_weights,
-    const std::vector<int64_t>& wanted_params) {
-  constexpr const char* op = "fused_node_backward";
+size_t wanted_edge(const char* op, const std::vector<Tensor>& xs, int64_t edge) {
+  check(edge >= 0 && edge < static_cast<int64_t>(xs.size()), op, ": wanted_xs must index xs, got ",
+        edge);
+  return static_cast<size_t>(edge);
+}
+
+// Of a tensor [N, C, H, W].
+Sizes sizes_of(const Tensor& x) {
+  check(x.dim() == 4, "fused_node_backward", ": xs must be [N, C, H, W]");
+  return {x.size(0), x.size(1), x.size(2), x.size(3)};
+}
+
+// Gradients of the weights and of the wanted parameters; those of the wanted inputs are written to
+// grad_xs, or added to what is there where `adds` is not 0.
+std::tuple<Tensor, std::vector<Tensor>> run_backward(const char* op,
+                                                     const std::vector<Tensor>& grad_xs,
+                                                     const std::vector<int64_t>& adds,
+                                                     const Tensor& grad,
+                                                     const std::vector<Tensor>& xs,
+                                                     const Tensor& weights,
+                                                     const std::vector<Tensor>& params,
+                                                     const Tensor& statistics,
+                                                     const std::vector<int64_t>& layout,
+                                                     const std::vector<double>& eps,
+                                                     const std::vector<int64_t>& strides,
+                                                     const std::vector<int64_t>& wanted_xs,
+                                                     bool wants_weights,
+                                                     const std::vector<int64_t>& wanted_params) {
   const Sizes sizes = check_inputs(op, xs, weights, params, layout, strides);
   check(has_sizes(grad, sizes) && pixel_step(grad) > 0, op,
         ": grad must be channels-last and have the shape of the sum");
@@ -324,7 +339,9 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> fused_node_backward
       statistics.is_contiguous() ? statistics : torch::stable::contiguous(statistics);
   const int64_t columns = weights.size(0);
   Tensor grad_weights = torch::stable::new_empty(weights, {wants_weights ? columns : 0});
-  std::vector<Tensor> grad_xs, grad_params;
+  std::vector<Tensor> grad_params;
+  check(grad_xs.size() == wanted_xs.size() && adds.size() == wanted_xs.size(), op,
+        ": grad_xs and adds must be as many as wanted_xs");
   dispatch_wide(op, xs[0], [&](auto tag) {
     using T = typename decltype(tag)::type;
     std::vector<Tensor> kept;
@@ -341,12 +358,13 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> fused_node_backward
     check(reader.norms() == norms, op, ": eps must be as many as norms");
     // Read only: no norm of a backward is measured.
     node.statistics = const_cast<double*>(const_data<double>(op, "statistics", dense_statistics));
-    for (int64_t e : wanted_xs) {
-      check(e >= 0 && e < static_cast<int64_t>(xs.size()), op, ": wanted_xs must index xs, got ",
-            e);
-      const Tensor& x = xs[static_cast<size_t>(e)];
-      grad_xs.push_back(new_channels_last(x, {x.size(0), x.size(1), x.size(2), x.size(3)}));
-      node.edges[static_cast<size_t>(e)].grad_x = mutable_data<T>(op, "grad_xs", grad_xs.back());
+    for (size_t i = 0; i < wanted_xs.size(); ++i) {
+      Edge<T>& edge = node.edges[wanted_edge(op, xs, wanted_xs[i])];
+      check(has_sizes(grad_xs[i], sizes_of(xs[static_cast<size_t>(wanted_xs[i])])) &&
+                pixel_step(grad_xs[i]) > 0,
+            op, ": grad_xs must be channels-last and have the shapes of xs");
+      edge.grad_x = images_at(mutable_data<T>(op, "grad_xs", grad_xs[i]), grad_xs[i]);
+      edge.adds = adds[i] != 0;
     }
     std::vector<double> sums(static_cast<size_t>(wants_weights ? columns : 0));
     node::backward(node, images_at(const_data<T>(op, "grad", grad), grad),
@@ -356,7 +374,49 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> fused_node_backward
                      [](double sum) { return static_cast<T>(sum); });
     }
   });
+  return {std::move(grad_weights), std::move(grad_params)};
+}
+
+std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> fused_node_backward_cpu(
+    const Tensor& grad,
+    const std::vector<Tensor>& xs,
+    const Tensor& weights,
+    const std::vector<Tensor>& params,
+    const Tensor& statistics,
+    const std::vector<int64_t>& layout,
+    const std::vector<double>& eps,
+    const std::vector<int64_t>& strides,
+    const std::vector<int64_t>& wanted_xs,
+    bool wants_weights,
+    const std::vector<int64_t>& wanted_params) {
+  constexpr const char* op = "fused_node_backward";
+  std::vector<Tensor> grad_xs;
+  for (int64_t e : wanted_xs) {
+    const Tensor& x = xs[wanted_edge(op, xs, e)];
+    grad_xs.push_back(new_channels_last(x, sizes_of(x)));
+  }
+  auto [grad_weights, grad_params] =
+      run_backward(op, grad_xs, std::vector<int64_t>(wanted_xs.size()), grad, xs, weights, params,
+                   statistics, layout, eps, strides, wanted_xs, wants_weights, wanted_params);
   return {std::move(grad_xs), std::move(grad_weights), std::move(grad_params)};
+}
+
+std::tuple<Tensor, std::vector<Tensor>> fused_node_backward_into_cpu(
+    const std::vector<Tensor>& grad_xs,
+    const std::vector<int64_t>& adds,
+    const Tensor& grad,
+    const std::vector<Tensor>& xs,
+    const Tensor& weights,
+    const std::vector<Tensor>& params,
+    const Tensor& statistics,
+    const std::vector<int64_t>& layout,
+    const std::vector<double>& eps,
+    const std::vector<int64_t>& strides,
+    const std::vector<int64_t>& wanted_xs,
+    bool wants_weights,
+    const std::vector<int64_t>& wanted_params) {
+  return run_backward("fused_node_backward_into", grad_xs, adds, grad, xs, weights, params,
+                      statistics, layout, eps, strides, wanted_xs, wants_weights, wanted_params);
 }
 
 // Bytes of scratch kept between calls; with a byte from 0 to 255 all of it is filled with that
@@ -380,4 +440,5 @@ STABLE_TORCH_LIBRARY_IMPL(pyfast_nas, CPU, m) {
   m.impl("fused_node", TORCH_BOX(&pfn::fused_node_cpu));
   m.impl("fused_node_into", TORCH_BOX(&pfn::fused_node_into_cpu));
   m.impl("fused_node_backward", TORCH_BOX(&pfn::fused_node_backward_cpu));
+  m.impl("fused_node_backward_into", TORCH_BOX(&pfn::fused_node_backward_into_cpu));
 }

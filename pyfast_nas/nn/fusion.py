@@ -3,7 +3,7 @@
 What a fused node cannot take is left to the caller, who runs it as a plain module beside it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,12 +15,11 @@ from pyfast_nas import ops
 from pyfast_nas.nn.recipes import NormLayer, Recipe
 from pyfast_nas.nn.recognition import foreign_leaf, recognise
 
-__all__ = ["FusedCall", "Hint", "Place", "Recipes", "Term", "gather", "is_served", "run_alone"]
+__all__ = ["FusedCall", "Hint", "Recipes", "Term", "gather", "is_served", "run_alone"]
 
 # How to look at a candidate whose structure alone does not say what it computes: run its children
 # in order ("wrapper"), never ("plain"), or as what it was seen to do (kind, stride).
 Hint = str | tuple[str, int]
-Place = Callable[[Sequence[int], Tensor], Tensor | None]
 
 
 class Recipes:
@@ -142,20 +141,28 @@ class FusedCall:
         """Whether running statistics move."""
         return any(self._norms)
 
-    def run(self, weights: Tensor, place: Place | None = None) -> Tensor:
-        """Return the weighted sum, and move the running statistics of what ran.
+    def run(self, weights: Tensor) -> Tensor:
+        """Return the weighted sum, and move the running statistics of what ran."""
+        y, statistics = ops.fused_node(self._inputs, weights, self._candidates, self._strides)
+        self.track(statistics)
+        return y
+
+    def as_node(self, weights: Tensor, states: Sequence[int], again: bool = False) -> ops.Node:
+        """Return it as a node of a cell, to be run with others.
 
         Args:
             weights: One weight for each term that was taken.
-            place: Says where the sum is to lie, given its shape and a tensor of its kind.
+            states: For each edge the state of the cell that it reads.
+            again: Whether backward computes its state again.
         """
-        where = None if place is None else place(self.size, self._inputs[0])
-        y, statistics = ops.fused_node(
-            self._inputs, weights, self._candidates, self._strides, where
-        )
+        sources = tuple(states[edge] for edge, _ in self._slots)
+        return ops.Node(sources, tuple(self._strides), self._candidates, weights, again)
+
+    def track(self, statistics: Tensor) -> None:
+        """Move the running statistics of what ran with these batch statistics."""
         if self.tracks:
-            _track(statistics, self._norms, y.shape[0] * y.shape[2] * y.shape[3])
-        return y
+            samples, _, height, width = self.size
+            _track(statistics, self._norms, samples * height * width)
 
 
 def is_served(x: Tensor, weights: Tensor) -> bool:

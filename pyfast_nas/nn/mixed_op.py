@@ -14,11 +14,11 @@ from torch.autograd import forward_ad
 
 from pyfast_nas import ops
 from pyfast_nas.errors import SearchSpaceError
-from pyfast_nas.nn.fusion import FusedCall, Place, Recipes, Term, gather, is_served
+from pyfast_nas.nn.fusion import FusedCall, Recipes, Term, gather, is_served
 from pyfast_nas.nn.gates import GateOutput, straight_through
 from pyfast_nas.nn.primitives import Zero
 
-__all__ = ["MixedOp", "mix_edges"]
+__all__ = ["MixedOp", "fuse_edges", "mix_edges"]
 
 
 class MixedOp(nn.Module):
@@ -129,7 +129,6 @@ def mix_edges(
     inputs: Sequence[Tensor],
     gate: GateOutput,
     first_row: int = 0,
-    place: Place | None = None,
 ) -> Tensor:
     """Sum the mixed operations of several edges that meet in one node.
 
@@ -138,8 +137,6 @@ def mix_edges(
         inputs: Input of each edge.
         gate: Weights of all rows of the table.
         first_row: Row of the first edge.
-        place: Says where the sum is best written, given its shape and a tensor of its kind: a fused
-            node that takes all candidates writes it there.
 
     Shape:
         each input ``[...]`` -> the common output shape of all candidates.
@@ -150,13 +147,55 @@ def mix_edges(
         >>> mix_edges(edges, [x, x], GateOutput(torch.tensor([[0.5], [2.0]])))
         tensor([2.5000, 2.5000])
     """
+    places, weights = _chosen(edges, gate, first_row)
+    if not places:
+        return edges[0].candidate(edges[0].is_zero.index(True))(inputs[0])
+    if is_served(inputs[0], weights):
+        call, factors = _gather(edges, inputs, places, weights, gate.straight_through)
+        if call is not None:
+            taken = len(call.places) == len(places)
+            first = call.run(factors if taken else factors[call.places])
+            if not call.rest:
+                return first
+            outputs = _run(edges, inputs, places, call)
+            return _sum(outputs, weights[call.rest], gate.straight_through, first)
+    return _sum(_run(edges, inputs, places), weights, gate.straight_through)
+
+
+def fuse_edges(
+    edges: Sequence[MixedOp], inputs: Sequence[Tensor], gate: GateOutput, first_row: int = 0
+) -> tuple[FusedCall, Tensor] | None:
+    """Return the fused node that computes what `mix_edges` does, and its weights, without running.
+
+    Args:
+        edges: The edges, in row order.
+        inputs: Tensors like the input of each edge; their values are not read.
+        gate: Weights of all rows of the table.
+        first_row: Row of the first edge.
+
+    Returns:
+        None where a part of the sum would run as a plain module.
+    """
+    places, weights = _chosen(edges, gate, first_row)
+    if not places or not is_served(inputs[0], weights):
+        return None
+    call, factors = _gather(edges, inputs, places, weights, gate.straight_through)
+    if call is None or call.rest:
+        return None
+    return call, factors if len(call.places) == len(places) else factors[call.places]
+
+
+def _chosen(
+    edges: Sequence[MixedOp], gate: GateOutput, first_row: int
+) -> tuple[list[tuple[int, int]], Tensor]:
+    """Return (edge, candidate) of everything that runs, and the weights."""
     columns = gate.weights.shape[1]
     widest = max(edge.num_ops for edge in edges)
     if gate.active is None and columns < widest:
         raise ValueError(
             f"MixedOp: weights must have a column for each of {widest} candidates, got {columns}"
         )
-    places = []  # (edge, candidate) of everything that runs
+    places = []
     positions = []  # where its weight is in the flattened table
     for index, edge in enumerate(edges):
         row = first_row + index
@@ -165,25 +204,22 @@ def mix_edges(
             if not edge.is_zero[candidate]:
                 places.append((index, candidate))
                 positions.append(row * columns + column)
-    if not places:
-        return edges[0].candidate(edges[0].is_zero.index(True))(inputs[0])
-
     # An index tensor drops `none` from the sum and still gives its weight a zero gradient.
-    where = torch.tensor(positions).to(gate.weights.device, non_blocking=True)
-    weights = gate.weights.flatten()[where]
-    if is_served(inputs[0], weights):
-        terms = [edges[index].term(index, candidate) for index, candidate in places]
-        factors = _value_one(weights) if gate.straight_through else weights
-        call = gather(inputs, terms, factors)
-        if call is not None:
-            if not call.rest:
-                taken = len(call.places) == len(places)
-                return call.run(factors if taken else factors[call.places], place)
-            first = call.run(factors[call.places])
-            weights = weights[call.rest]
-            outputs = _run(edges, inputs, places, call)
-            return _sum(outputs, weights, gate.straight_through, first)
-    return _sum(_run(edges, inputs, places), weights, gate.straight_through)
+    where = torch.tensor(positions, dtype=torch.int64).to(gate.weights.device, non_blocking=True)
+    return places, gate.weights.flatten()[where]
+
+
+def _gather(
+    edges: Sequence[MixedOp],
+    inputs: Sequence[Tensor],
+    places: Sequence[tuple[int, int]],
+    weights: Tensor,
+    single_paths: bool,
+) -> tuple[FusedCall | None, Tensor]:
+    """Return what a fused node takes, and the factors of everything that runs."""
+    terms = [edges[index].term(index, candidate) for index, candidate in places]
+    factors = _value_one(weights) if single_paths else weights
+    return gather(inputs, terms, factors), factors
 
 
 def _sum(

@@ -14,6 +14,7 @@ from torch.autograd import Function
 from pyfast_nas.ops import reference, reference_edges, reference_norm
 from pyfast_nas.ops._checks import check_mixed_sum
 from pyfast_nas.ops._sampling_checks import check_block, check_gumbel_topk, check_seed
+from pyfast_nas.ops.node_plan import Plan
 
 __all__ = [
     "CPU_KEYS",
@@ -22,6 +23,7 @@ __all__ = [
     "DirectFunction",
     "call_fused_node",
     "call_fused_node_backward",
+    "call_fused_node_backward_into",
     "call_fused_node_into",
     "call_gumbel_topk",
     "call_gumbel_topk_backward",
@@ -63,12 +65,18 @@ LIB.define(
     "Tensor statistics, int[] layout, float[] eps, int[] strides, int[] wanted_xs, "
     "bool wants_weights, int[] wanted_params) -> (Tensor[], Tensor, Tensor[])"
 )
+LIB.define(
+    "fused_node_backward_into(Tensor(a!)[] grad_xs, int[] adds, Tensor grad, Tensor[] xs, "
+    "Tensor weights, Tensor[] params, Tensor statistics, int[] layout, float[] eps, int[] strides, "
+    "int[] wanted_xs, bool wants_weights, int[] wanted_params) -> (Tensor, Tensor[])"
+)
 _mixed_sum = torch.ops.pyfast_nas.mixed_sum.default
 _mixed_sum_backward = torch.ops.pyfast_nas.mixed_sum_backward.default
 _gumbel_topk = torch.ops.pyfast_nas.gumbel_topk.default
 _gumbel_topk_backward = torch.ops.pyfast_nas.gumbel_topk_backward.default
 _fused_node = torch.ops.pyfast_nas.fused_node.default
 _fused_node_into = torch.ops.pyfast_nas.fused_node_into.default
+_fused_node_backward_into = torch.ops.pyfast_nas.fused_node_backward_into.default
 _fused_node_backward = torch.ops.pyfast_nas.fused_node_backward.default
 # (keyset, *arguments): the kernel past all layers of the dispatcher, only where nobody looks on.
 run_gumbel_topk = _gumbel_topk._handle.redispatch_boxed
@@ -246,22 +254,18 @@ def call_fused_node_backward(*arguments) -> tuple[list[Tensor], Tensor, list[Ten
         return _fused_node_backward(*arguments)
 
 
+def call_fused_node_backward_into(
+    grad_xs: Sequence[Tensor], adds: Sequence[bool], *arguments
+) -> tuple[Tensor, list[Tensor]]:
+    """Run the backward kernel; it writes or adds the inputs' gradients to the caller's places."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return _fused_node_backward_into(grad_xs, adds, *arguments)
+
+
 @torch.library.register_fake("pyfast_nas::fused_node", lib=LIB)
 def _(xs, weights, params, given, layout, eps, strides):
-    batch, width, height, columns = xs[0].shape
-    # A pointwise kernel follows its taps, [C, 1, k, k]; it alone can change the number of channels.
-    at = 0
-    if layout[1] == 3:
-        for stage in range(layout[2]):
-            size, _, norm = layout[3 + 3 * stage : 6 + 3 * stage]
-            at += size > 0 and not norm & 16
-            width = params[at].shape[0]
-            if norm & 8:
-                at += 1
-                width += params[at].shape[0]
-            at += 3 if norm & 2 else 1
-    else:
-        width = xs[layout[0]].shape[1]
+    batch, _, height, columns = xs[0].shape
+    width = Plan(layout, eps, strides).channels(xs[layout[0]].shape[1], params)
     size = (batch, width, -(-height // strides[0]), -(-columns // strides[0]))
     y = torch.empty(size, dtype=xs[0].dtype, device=xs[0].device, memory_format=torch.channels_last)
     return y, xs[0].new_empty((len(eps), 2, width), dtype=torch.float64)
@@ -299,8 +303,25 @@ def _(
     )
 
 
+@torch.library.register_fake("pyfast_nas::fused_node_backward_into", lib=LIB)
+def _(grad_xs, adds, grad, xs, weights, params, *numbers):
+    *_, wants_weights, wanted_params = numbers
+    of_weights = weights.new_empty(weights.shape[0] if wants_weights else 0)
+    return of_weights, [params[i].new_empty(params[i].shape) for i in wanted_params]
+
+
+def _fused_node_backward_into_default(
+    grad_xs: Sequence[Tensor], adds: Sequence[int], *arguments
+) -> tuple[Tensor, list[Tensor]]:
+    found, of_weights, of_params = reference_edges.planned_node_backward(*arguments)
+    for place, add, value in zip(grad_xs, adds, found, strict=True):
+        place.copy_(place + value if add else value)
+    return of_weights, of_params
+
+
 LIB.impl("fused_node", reference_edges.planned_node, "CompositeExplicitAutograd")
 LIB.impl("fused_node_into", _fused_node_into_default, "CompositeExplicitAutograd")
+LIB.impl("fused_node_backward_into", _fused_node_backward_into_default, "CompositeExplicitAutograd")
 LIB.impl("fused_node_backward", reference_edges.planned_node_backward, "CompositeExplicitAutograd")
 
 

@@ -14,8 +14,12 @@ _OP = "fused_node"
 
 def check_fused_node(
     xs: Sequence[Tensor], weights: Tensor, candidates: Sequence[Candidate], strides: Sequence[int]
-) -> None:
-    """Refuse what ``fused_node`` cannot serve, naming the argument and what was given."""
+) -> tuple[int, int, int, int]:
+    """Refuse what ``fused_node`` cannot serve, naming the argument and what was given.
+
+    Returns:
+        The shape of the sum.
+    """
     if not xs or len(strides) != len(xs):
         raise ValueError(
             f"{_OP}: xs and strides must be as many, and at least one, "
@@ -49,6 +53,7 @@ def check_fused_node(
     width = None
     for index, candidate in enumerate(candidates):
         width = _check_candidate(index, candidate, xs, strides, width, out)
+    return out[0], width, *out[1:]
 
 
 def _check_candidate(

@@ -16,7 +16,14 @@ from pyfast_nas.ops._node_checks import check_fused_node
 from pyfast_nas.ops.candidates import Candidate
 from pyfast_nas.ops.node_plan import Plan, params_of
 
-__all__ = ["fused_node", "serves_fused_node"]
+__all__ = [
+    "asks_for_more",
+    "fused_node",
+    "given_statistics",
+    "is_batched",
+    "laid_out",
+    "serves_fused_node",
+]
 
 
 def serves_fused_node(x: Tensor) -> bool:
@@ -36,11 +43,7 @@ def serves_fused_node(x: Tensor) -> bool:
 
 
 def fused_node(
-    xs: Sequence[Tensor],
-    weights: Tensor,
-    candidates: Sequence[Candidate],
-    strides: Sequence[int],
-    place: Tensor | None = None,
+    xs: Sequence[Tensor], weights: Tensor, candidates: Sequence[Candidate], strides: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     r"""Sum weighted candidate operations over all edges into one node.
 
@@ -56,9 +59,6 @@ def fused_node(
         weights: Mixing weight of each candidate, in the dtype of ``xs``.
         candidates: What is summed. A candidate that is not named costs nothing.
         strides: 1 or 2 for each edge.
-        place: Where a compiled kernel writes the sum, such as a part of an `ops.Concatenation`: of
-            its shape and dtype, laid out as ``xs`` may be, and not part of a graph. Plain PyTorch
-            operations leave it as it is and give a tensor of their own.
 
     Returns:
         The sum, channels-last, and the statistics of every batch norm in the order of the
@@ -83,20 +83,20 @@ def fused_node(
         Liu, Simonyan & Yang, "DARTS: Differentiable Architecture Search", ICLR 2019, eqs. 1-2.
     """
     check_fused_node(xs, weights, candidates, strides)
-    if not serves_fused_node(xs[0]) or _asks_for_more(weights, xs, candidates):
+    if not serves_fused_node(xs[0]) or asks_for_more([weights, *xs, *params_of(candidates)]):
         return reference_edges.fused_node(xs, weights, candidates, strides)
     plan = Plan.of(candidates, strides)
-    given = _given_statistics(candidates, xs[0])
-    xs = [_laid_out(x) for x in xs]
+    given = given_statistics(candidates, xs[0])
+    xs = [laid_out(x) for x in xs]
     params = list(params_of(candidates))
     if torch.compiler.is_compiling():
         return torch.ops.pyfast_nas.fused_node(xs, weights, params, given, *plan.arguments())
     if torch.is_grad_enabled() and any(t.requires_grad for t in (weights, *xs, *params)):
-        return _FusedNode.apply(plan, given, [place], weights, *xs, *params)
-    return _call(place, xs, weights, params, given, plan)
+        return _FusedNode.apply(plan, given, weights, *xs, *params)
+    return _library.call_fused_node(xs, weights, params, given, *plan.arguments())
 
 
-def _laid_out(x: Tensor) -> Tensor:
+def laid_out(x: Tensor) -> Tensor:
     """Return ``x`` if it is channels-last, or some channels of such a tensor, else a copy."""
     samples, channels, rows, columns = x.shape
     by_sample, by_channel, by_row, by_pixel = x.stride()
@@ -111,32 +111,16 @@ def _laid_out(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _call(
-    place: Tensor | None,
-    xs: Sequence[Tensor],
-    weights: Tensor,
-    params: Sequence[Tensor],
-    given: Tensor | None,
-    plan: Plan,
-) -> tuple[Tensor, Tensor]:
-    if place is None:
-        return _library.call_fused_node(xs, weights, params, given, *plan.arguments())
-    return place, _library.call_fused_node_into(
-        place, xs, weights, params, given, *plan.arguments()
-    )
-
-
-def _asks_for_more(weights: Tensor, xs: Sequence[Tensor], candidates: Sequence[Candidate]) -> bool:
-    """Say whether forward mode or a torch.func transform is at work on this call."""
+def asks_for_more(tensors: Sequence[Tensor]) -> bool:
+    """Say whether forward mode or a torch.func transform is at work on a call with ``tensors``."""
     if torch._C._are_functorch_transforms_active():
         return True
     if forward_ad._current_level < 0:
         return False
-    tensors = (weights, *xs, *params_of(candidates))
     return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
-def _given_statistics(candidates: Sequence[Candidate], x: Tensor) -> Tensor | None:
+def given_statistics(candidates: Sequence[Candidate], x: Tensor) -> Tensor | None:
     """Stack given means and variances, one row per norm; rows of batch statistics are zero."""
     norms = [norm for candidate in candidates for norm in candidate.norms()]
     given = {i: norm for i, norm in enumerate(norms) if norm.mean is not None}
@@ -152,29 +136,23 @@ def _given_statistics(candidates: Sequence[Candidate], x: Tensor) -> Tensor | No
     )
 
 
-def _is_batched(grad: Tensor) -> bool:
+def is_batched(grad: Tensor) -> bool:
     """Say whether a backward runs under vmap, also that of is_grads_batched."""
     is_legacy = torch._C._functorch.is_legacy_batchedtensor(grad)
     return is_legacy or torch._C._are_functorch_transforms_active()
 
 
 class _FusedNode(_library.DirectFunction):
-    """(plan, given, [place], weights, *xs, *params) -> (y, statistics)."""
+    """(plan, given, weights, *xs, *params) -> (y, statistics)."""
 
     @staticmethod
-    def forward(
-        plan: Plan,
-        given: Tensor | None,
-        place: list[Tensor | None],
-        weights: Tensor,
-        *tensors: Tensor,
-    ):
+    def forward(plan: Plan, given: Tensor | None, weights: Tensor, *tensors: Tensor):
         xs, params = tensors[: len(plan.strides)], tensors[len(plan.strides) :]
-        return _call(place[0], xs, weights, params, given, plan)
+        return _library.call_fused_node(xs, weights, params, given, *plan.arguments())
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        ctx.plan, given, _, *tensors = inputs
+        ctx.plan, given, *tensors = inputs
         _, statistics = output
         ctx.has_given = given is not None
         ctx.set_materialize_grads(False)
@@ -184,13 +162,13 @@ class _FusedNode(_library.DirectFunction):
     @staticmethod
     def backward(ctx, grad, _grad_statistics):
         if grad is None:
-            return None, None, None, *(None for _ in ctx.needs_input_grad[3:])
+            return None, None, *(None for _ in ctx.needs_input_grad[2:])
         statistics, *tensors = ctx.saved_tensors
-        needs = ctx.needs_input_grad[3:]
-        if torch.is_grad_enabled() or _is_batched(grad):
+        needs = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled() or is_batched(grad):
             given = statistics if ctx.has_given else None
-            return None, None, None, *_by_reference(ctx.plan, grad, tensors, given, needs)
-        return None, None, None, *_by_kernel(ctx.plan, grad, tensors, statistics, needs)
+            return None, None, *_by_reference(ctx.plan, grad, tensors, given, needs)
+        return None, None, *_by_kernel(ctx.plan, grad, tensors, statistics, needs)
 
 
 def _by_kernel(
@@ -206,7 +184,7 @@ def _by_kernel(
     wanted_xs = [i for i in range(edges) if needs[1 + i]]
     wanted_params = [i for i in range(len(params)) if needs[1 + edges + i]]
     grad_xs, grad_weights, grad_params = _library.call_fused_node_backward(
-        _laid_out(grad),
+        laid_out(grad),
         xs,
         weights,
         params,

@@ -42,6 +42,33 @@ class Plan(NamedTuple):
         """Return layout, epsilons and strides as the operator takes them."""
         return list(self.layout), list(self.eps), list(self.strides)
 
+    def channels(self, channels: int, params: Sequence[Tensor]) -> int:
+        """Return the channels that the node gives.
+
+        Args:
+            channels: Those of the input that the first candidate reads.
+            params: The node's parameters.
+        """
+        at = 0
+        if _KINDS[self.layout[1]] == "conv":
+            for stage in range(self.layout[2]):
+                size, _, code = self.layout[3 + 3 * stage : 6 + 3 * stage]
+                at += size > 0 and not code & 16
+                channels = params[at].shape[0]
+                if code & 8:
+                    at += 1
+                    channels += params[at].shape[0]
+                at += 3 if code & 2 else 1
+        return channels
+
+    def with_given_statistics(self) -> "Plan":
+        """Return the plan of the same node where the statistics of every norm are given."""
+        layout = [
+            number | 4 if at % 9 in (5, 8) and number & 7 else number
+            for at, number in enumerate(self.layout)
+        ]
+        return self._replace(layout=tuple(layout))
+
     def rebuild(self, params: Sequence[Tensor], given: Tensor | None) -> list[Candidate]:
         """Return the candidates with ``params`` for their tensors."""
         left = iter(params)

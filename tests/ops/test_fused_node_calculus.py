@@ -9,7 +9,7 @@ from torch.library import opcheck
 from pyfast_nas import ops
 from pyfast_nas.ops import reference_edges
 from pyfast_nas.ops.node_plan import Plan, params_of
-from tests.ops.node_cases import DIL3, REDUCE, SEP3, NodeCase, with_gradients, with_params
+from tests.ops.node_cases import DIL3, FULL, REDUCE, SEP3, NodeCase, with_gradients, with_params
 
 # torch's own forward-mode tables are still compiled by torch.jit.script on first use.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
@@ -18,7 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated
 SMALL = NodeCase((2, 2, 4, 4), (1,), "a", (SEP3, DIL3))
 STRIDED = NodeCase((2, 2, 4, 4), (2,), "", (DIL3, REDUCE))
 GIVEN = NodeCase((2, 2, 4, 4), (1,), "ag", (SEP3,))
-CASES = [SMALL, STRIDED, GIVEN]
+CONVOLVED = NodeCase((2, 2, 4, 4), (1,), "a", (FULL[0], FULL[2]))
+CASES = [SMALL, STRIDED, GIVEN, CONVOLVED]
 
 
 def problem(case, function=ops.fused_node):
@@ -125,7 +126,7 @@ def test_functional_call_of_a_module(kernels):
 
 @pytest.mark.promise("K5")
 @pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize("case", [SMALL, STRIDED, GIVEN], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_registration(case, requires_grad, backend):
     xs, weights, candidates, gradient = case.make(torch.float32)
     last = torch.channels_last
@@ -140,23 +141,34 @@ def test_registration(case, requires_grad, backend):
     opcheck(forward, (xs, weights, params, given, *plan))
     _, statistics = forward(xs, weights, params, given, *plan)
     plain = [t.detach() for t in (*xs, *params)]
+    backward = (
+        gradient.contiguous(memory_format=last),
+        plain[: len(xs)],
+        weights,
+        plain[len(xs) :],
+        statistics.detach(),
+        *plan,
+        list(range(len(xs))),
+        True,
+        list(range(len(params))),
+    )
+    opcheck(torch.ops.pyfast_nas.fused_node_backward.default, backward)
+    if requires_grad:
+        return
+    place = torch.empty_like(gradient, memory_format=last)
     opcheck(
-        torch.ops.pyfast_nas.fused_node_backward.default,
-        (
-            gradient.contiguous(memory_format=last),
-            plain[: len(xs)],
-            weights,
-            plain[len(xs) :],
-            statistics.detach(),
-            *plan,
-            list(range(len(xs))),
-            True,
-            list(range(len(params))),
-        ),
+        torch.ops.pyfast_nas.fused_node_into.default, (place, xs, weights, params, given, *plan)
+    )
+    places = [torch.zeros_like(x) for x in xs]
+    opcheck(
+        torch.ops.pyfast_nas.fused_node_backward_into.default,
+        (places, [1] * len(xs), *backward),
+        # A compiled graph never holds it, and could not: torch does not trace what writes to a list.
+        test_utils=("test_schema", "test_faketensor"),
     )
 
 
-@pytest.mark.parametrize("case", [SMALL, STRIDED, GIVEN], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_operators_by_plain_operations(case):
     """What serves where nothing is compiled, called as a kernel is: below autograd."""
     xs, weights, candidates, gradient = case.make(torch.float64)
@@ -194,7 +206,7 @@ def test_the_backward_operator_refuses_to_be_differentiated(kernels):
 
 
 @pytest.mark.promise("K17")
-@pytest.mark.parametrize("case", [SMALL, STRIDED, GIVEN], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_compiles_as_one_graph(case, kernels):
     _, tensors = problem(case)
     tensors = [t.detach().float().requires_grad_() for t in tensors]
