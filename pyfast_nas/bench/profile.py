@@ -27,7 +27,10 @@ __all__ = ["CEILINGS", "NODES", "OUTSIDE", "REST", "WATCHED", "WHOLE", "Profile"
 # What the rows of a profile are about; those with "::" are operators of torch.
 NODES = {
     "fused nodes, forward": ("pyfast_nas::fused_node", "pyfast_nas::fused_node_into"),
-    "fused nodes, backward": ("pyfast_nas::fused_node_backward",),
+    "fused nodes, backward": (
+        "pyfast_nas::fused_node_backward",
+        "pyfast_nas::fused_node_backward_into",
+    ),
 }
 REST = "other operators"
 OUTSIDE = "outside of operators"

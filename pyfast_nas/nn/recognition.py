@@ -46,7 +46,7 @@ def recognise(module: nn.Module, *, wrappers: bool = False) -> Recipe | None:
     Args:
         module: A candidate operation.
         wrappers: Whether a module with a ``forward`` of its own may be taken to run its children
-            in order. Such a recipe is not ``certain``.
+            in order, perhaps behind a ReLU that is no layer. Such a recipe is not ``certain``.
 
     Example:
         >>> recipe = recognise(nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.BatchNorm2d(4)))
@@ -62,9 +62,15 @@ def recognise(module: nn.Module, *, wrappers: bool = False) -> Recipe | None:
     kind, recipe = _match(layers)
     if kind is None and not isinstance(module, nn.Sequential):
         kind, recipe = _match_reduction(layers)
+    watch = _watch(tree)
+    if kind is None and not watch["certain"]:
+        # Its own forward may begin with the function in place of the layer.
+        for match in (_match_convolutions, _match_reduction):
+            if kind is None:
+                kind, recipe = match([nn.ReLU(), *layers])
     if kind is None:
         return None
-    return Recipe(module, kind, **recipe, **_watch(tree))
+    return Recipe(module, kind, **recipe, **watch)
 
 
 def foreign_leaf(module: nn.Module, kind: str, stride: int) -> Recipe:

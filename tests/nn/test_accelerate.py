@@ -581,36 +581,63 @@ def test_what_is_no_module_is_refused(function):
 class _Reduction(nn.Module):
     """A factorised reduction, or with ``step`` 0 one whose halves read the same pixels."""
 
-    def __init__(self, channels: int, step: int):
+    def __init__(self, channels: int, step: int, rectify: str = "layer"):
         super().__init__()
-        self.step = step
-        self.relu = nn.ReLU(inplace=False)
+        self.step, self.rectify = step, rectify
+        if rectify == "layer":
+            self.relu = nn.ReLU(inplace=False)
         self.conv_1 = nn.Conv2d(channels, channels // 2, 1, stride=2, bias=False)
         self.conv_2 = nn.Conv2d(channels, channels // 2, 1, stride=2, bias=False)
         self.bn = nn.BatchNorm2d(channels)
 
     def forward(self, x):
-        x = self.relu(x)
+        x = _rectified(self, x)
         shifted = x[:, :, self.step :, self.step :]
         return self.bn(torch.cat([self.conv_1(x), self.conv_2(shifted)], 1))
 
 
+class _Separable(nn.Module):
+    def __init__(self, channels: int, step: int, rectify: str = "layer"):
+        super().__init__()
+        self.rectify = rectify
+        if rectify == "layer":
+            self.relu = nn.ReLU()
+        self.depthwise = nn.Conv2d(channels, channels, 3, 2, 1, groups=channels, bias=False)
+        self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        return self.bn(self.pointwise(self.depthwise(_rectified(self, x))))
+
+
+def _rectified(module, x):
+    if module.rectify == "layer":
+        return module.relu(x)
+    return F.relu(x) if module.rectify == "function" else x
+
+
 class _ReducingEdge(nn.Module):
-    def __init__(self, step: int):
+    def __init__(self, candidate: nn.Module):
         super().__init__()
         pool = nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.BatchNorm2d(8))
-        self.parts = nn.ModuleList([_Reduction(8, step), pool])
+        self.parts = nn.ModuleList([candidate, pool])
 
     def forward(self, x, weights):
         return sum(weight * part(x) for weight, part in zip(weights, self.parts, strict=True))
 
 
+@pytest.mark.parametrize("kind", [_Reduction, _Separable])
+@pytest.mark.parametrize("rectify", ["layer", "function", "nothing"])
 @pytest.mark.parametrize("step", [1, 0])
-def test_a_factorised_reduction_is_taken_only_where_it_is_one(step):
-    edge = _ReducingEdge(step).double()
+def test_a_forward_of_its_own_is_taken_only_for_what_it_does(kind, rectify, step):
+    """Where the halves differ by no pixel, or nothing is rectified, the module runs as it is."""
+    edge = _ReducingEdge(kind(8, step, rectify)).double()
     twin = copy.deepcopy(edge)
     report = fnas.accelerate(edge)
     assert list(report.replaced) == [""]
-    assert list(report.plain) == ([] if step else ["parts.0"])
-    x, weights = torch.randn(3, 8, 6, 6, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
-    torch.testing.assert_close(edge(x, weights), twin(x, weights), **FLOAT64)
+    is_known = rectify != "nothing" and (step == 1 or kind is _Separable)
+    assert list(report.plain) == ([] if is_known else ["parts.0"])
+    for _ in range(2):
+        x = torch.randn(3, 8, 6, 6, dtype=torch.float64)
+        weights = torch.rand(2, dtype=torch.float64)
+        torch.testing.assert_close(edge(x, weights), twin(x, weights), **FLOAT64)

@@ -163,7 +163,7 @@ def test_registration(case, requires_grad, backend):
     opcheck(
         torch.ops.pyfast_nas.fused_node_backward_into.default,
         (places, [1] * len(xs), *backward),
-        # A compiled graph never holds it, and could not: torch does not trace what writes to a list.
+        # No compiled graph holds it, and none could: torch does not trace what writes to a list.
         test_utils=("test_schema", "test_faketensor"),
     )
 
