@@ -52,17 +52,8 @@ PFN_INLINE void convolve_tile(const OutputRow<T>& row, const TapList& taps, int6
     const T* w = row.matrix + taps.matrix[t];
     for (int64_t k = 0; k < row.channels; k += L, in += row.in_block) {
       const int64_t count = row.channels - k < L ? row.channels - k : L;
-      for (int64_t lane = 0; lane < count; ++lane, w += L) {
-        V column[kBlocks];
-#pragma GCC unroll 4
-        for (int b = 0; b < kBlocks; ++b) column[b] = load(w + b * row.matrix_block);
-#pragma GCC unroll 16
-        for (int p = 0; p < kPixels; ++p) {
-          const T value = in[p * kStep * L + lane];
-#pragma GCC unroll 4
-          for (int b = 0; b < kBlocks; ++b) sums[p][b] += column[b] * value;
-        }
-      }
+      add_lanes_of_block<kPixels, kBlocks>(in, kStep * L, w, row.matrix_block, count, sums);
+      w += count * L;
     }
   }
 #pragma GCC unroll 16

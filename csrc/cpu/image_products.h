@@ -15,33 +15,57 @@ constexpr int kSums = 16;
 constexpr int kSums = 8;
 #endif
 
-// kPixels pixels times kBlocks output blocks, into places that need not be neighbours.
+// sums += columns of the matrix times `count` channels, neighbours in one block, of kPixels pixels
+// that are `step` numbers apart. A loop whose length is known has no end that could be
+// mispredicted.
+template <int kPixels, int kBlocks, typename T>
+PFN_INLINE void add_lanes_of_block(const T* in,
+                                   int64_t step,
+                                   const T* matrix,
+                                   int64_t matrix_block,
+                                   int64_t count,
+                                   lanes_t<T> (&sums)[kPixels][kBlocks]) {
+  using V = lanes_t<T>;
+  constexpr int64_t L = kLanes<T>;
+  const auto add = [&](int64_t lane) __attribute__((always_inline)) {
+    V column[kBlocks];
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlocks; ++b) column[b] = load(matrix + lane * L + b * matrix_block);
+#pragma GCC unroll 16
+    for (int p = 0; p < kPixels; ++p) {
+      const T value = in[p * step + lane];
+#pragma GCC unroll 4
+      for (int b = 0; b < kBlocks; ++b) sums[p][b] += column[b] * value;
+    }
+  };
+  if (count == L) {
+#pragma GCC unroll 16
+    for (int64_t lane = 0; lane < L; ++lane) add(lane);
+  } else {
+    for (int64_t lane = 0; lane < count; ++lane) add(lane);
+  }
+}
+
+// kPixels pixels times kBlocks output blocks.
 template <int kPixels, int kBlocks, typename T>
 PFN_INLINE void product_tile(const T* in,
                              int64_t block,
                              int64_t channels,
                              const T* matrix,
                              int64_t matrix_block,
-                             lanes_t<T> (&sums)[kPixels][kBlocks]) {
+                             T* to,
+                             int64_t to_block) {
   using V = lanes_t<T>;
   constexpr int64_t L = kLanes<T>;
-  for (int p = 0; p < kPixels; ++p) {
-    for (int b = 0; b < kBlocks; ++b) sums[p][b] = V{};
-  }
+  V sums[kPixels][kBlocks] = {};
   for (int64_t k = 0; k < channels; k += L, in += block) {
     const int64_t count = channels - k < L ? channels - k : L;
-    const T* w = matrix + k * L;
-    for (int64_t lane = 0; lane < count; ++lane, w += L) {
-      V column[kBlocks];
-#pragma GCC unroll 4
-      for (int b = 0; b < kBlocks; ++b) column[b] = load(w + b * matrix_block);
+    add_lanes_of_block<kPixels, kBlocks>(in, L, matrix + k * L, matrix_block, count, sums);
+  }
 #pragma GCC unroll 16
-      for (int p = 0; p < kPixels; ++p) {
-        const T value = in[p * L + lane];
+  for (int p = 0; p < kPixels; ++p) {
 #pragma GCC unroll 4
-        for (int b = 0; b < kBlocks; ++b) sums[p][b] += column[b] * value;
-      }
-    }
+    for (int b = 0; b < kBlocks; ++b) store(to + p * L + b * to_block, sums[p][b]);
   }
 }
 
@@ -54,30 +78,19 @@ void product_blocks(const T* x,
                     int64_t height,
                     int64_t width,
                     int64_t row) {
-  using V = lanes_t<T>;
   constexpr int64_t L = kLanes<T>;
   constexpr int kPixels = kSums / kBlocks;
-  const int64_t pixels = height * width, matrix_block = channels * L;
-  int64_t column = 0;
-  const auto put = [&](const V(&sums)[kBlocks]) __attribute__((always_inline)) {
-    for (int b = 0; b < kBlocks; ++b) store(to + b * to_block, sums[b]);
-    to += L;
-    if (++column == width) {
-      column = 0;
-      to += (row - width) * L;
+  const int64_t block = height * width * L, matrix_block = channels * L;
+  for (int64_t y = 0; y < height; ++y, x += width * L, to += row * L) {
+    int64_t p = 0;
+    for (; p + kPixels <= width; p += kPixels) {
+      product_tile<kPixels, kBlocks>(x + p * L, block, channels, matrix, matrix_block, to + p * L,
+                                     to_block);
     }
-  };
-  int64_t p = 0;
-  for (; p + kPixels <= pixels; p += kPixels) {
-    V sums[kPixels][kBlocks];
-    product_tile<kPixels, kBlocks>(x + p * L, pixels * L, channels, matrix, matrix_block, sums);
-#pragma GCC unroll 16
-    for (int i = 0; i < kPixels; ++i) put(sums[i]);
-  }
-  for (; p < pixels; ++p) {
-    V sums[1][kBlocks];
-    product_tile<1, kBlocks>(x + p * L, pixels * L, channels, matrix, matrix_block, sums);
-    put(sums[0]);
+    for (; p < width; ++p) {
+      product_tile<1, kBlocks>(x + p * L, block, channels, matrix, matrix_block, to + p * L,
+                               to_block);
+    }
   }
 }
 
@@ -89,20 +102,23 @@ void product(const T* x,
              const Frame& frame,
              int64_t out_blocks) {
   constexpr int64_t L = kLanes<T>;
-  const int64_t block = frame.pixels() * L;
+  const int64_t block = frame.pixels() * L, row = frame.row();
   T* to = framed + frame.first() * L;
+  // Without a frame all rows are one.
+  const int64_t height = frame.border == 0 ? 1 : frame.height;
+  const int64_t width = frame.border == 0 ? frame.pixels() : frame.width;
   int64_t b = 0;
   for (; b + 4 <= out_blocks; b += 4) {
-    product_blocks<4>(x, channels, matrix + b * channels * L, to + b * block, block, frame.height,
-                      frame.width, frame.row());
+    product_blocks<4>(x, channels, matrix + b * channels * L, to + b * block, block, height, width,
+                      row);
   }
   for (; b + 2 <= out_blocks; b += 2) {
-    product_blocks<2>(x, channels, matrix + b * channels * L, to + b * block, block, frame.height,
-                      frame.width, frame.row());
+    product_blocks<2>(x, channels, matrix + b * channels * L, to + b * block, block, height, width,
+                      row);
   }
   for (; b < out_blocks; ++b) {
-    product_blocks<1>(x, channels, matrix + b * channels * L, to + b * block, block, frame.height,
-                      frame.width, frame.row());
+    product_blocks<1>(x, channels, matrix + b * channels * L, to + b * block, block, height, width,
+                      row);
   }
 }
 
