@@ -1,15 +1,15 @@
 """The searchable cell: a directed acyclic graph whose every edge is a MixedOp."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from pyfast_nas import ops
-from pyfast_nas.nn.fusion import Recipes, Term, gather, is_served, run_alone
+from pyfast_nas.nn.assembly import Assembly
+from pyfast_nas.nn.fusion import Recipes, run_alone
 from pyfast_nas.nn.gates import GateOutput
-from pyfast_nas.nn.mixed_op import MixedOp, fuse_edges, mix_edges
+from pyfast_nas.nn.mixed_op import MixedOp, mix_edges
 from pyfast_nas.nn.primitives import PRIMITIVES, FactorizedReduce, ReLUConvBN
 
 __all__ = ["Cell", "edge_list"]
@@ -81,55 +81,26 @@ class Cell(nn.Module):
             for (source, _), names in zip(edge_list(self.nodes), candidates, strict=True)
         )
         self._recipes = Recipes()
+        self._assembly = Assembly(self._recipes)
 
     def forward(self, s0: Tensor, s1: Tensor, gate: GateOutput) -> Tensor:
         """Run the cell on the outputs of the two cells before it."""
-        whole = self._fused(s0, s1, gate)
+        layers = self.preprocess0, self.preprocess1
+        rows = self._rows()
+        whole = self._assembly.run(layers, rows, (s0, s1), gate, self.multiplier)
         if whole is not None:
             return whole
         states = [
-            run_alone(module, self._recipes.of(place, module), x)
-            for place, (module, x) in enumerate(zip(self._preprocess(), (s0, s1), strict=True))
+            run_alone(layer, self._recipes.of(place, layer), x)
+            for place, (layer, x) in enumerate(zip(layers, (s0, s1), strict=True))
         ]
-        for row, edges in self._rows():
+        row = 0
+        for edges in rows:
             states.append(mix_edges(edges, states, gate, row))
+            row += len(edges)
         return torch.cat(states[-self.multiplier :], dim=1)
 
-    def _preprocess(self) -> tuple[nn.Module, nn.Module]:
-        return self.preprocess0, self.preprocess1
-
-    def _rows(self) -> Iterator[tuple[int, list[MixedOp]]]:
-        """Yield the edges into each node, and the row of the first of them."""
-        row = 0
-        for width in range(2, self.nodes + 2):
-            yield row, [self.edges[row + source] for source in range(width)]
-            row += width
-
-    def _fused(self, s0: Tensor, s1: Tensor, gate: GateOutput) -> Tensor | None:
-        """Run the cell as one operator, or return None where some of it is a plain module."""
-        inputs = (s0, s1)
-        if self.multiplier > self.nodes or not all(is_served(x, gate.weights) for x in inputs):
-            return None
-        calls, nodes, states = [], [], []
-        for place, (module, x) in enumerate(zip(self._preprocess(), inputs, strict=True)):
-            one = x.new_ones(1)
-            recipe = self._recipes.of(place, module)
-            call = None if recipe is None else gather([x], [Term(0, module, recipe)], one)
-            if call is None or call.rest:
-                return None
-            calls.append(call)
-            # One convolution: it costs less to run it again than to keep what it gives.
-            nodes.append(call.as_node(one, [place], again=True))
-            states.append(one.expand(call.size))
-        for row, edges in self._rows():
-            found = fuse_edges(edges, states, gate, row)
-            if found is None:
-                return None
-            call, weights = found
-            calls.append(call)
-            nodes.append(call.as_node(weights, range(2, 2 + len(states))))
-            states.append(s0.new_empty(()).expand(call.size))
-        y, statistics = ops.fused_cell(inputs, nodes, self.multiplier)
-        for call, of_norms in zip(calls, statistics, strict=True):
-            call.track(of_norms)
-        return y
+    def _rows(self) -> list[list[MixedOp]]:
+        """Return for each node the edges into it."""
+        edges = iter(self.edges)
+        return [list(itertools.islice(edges, width)) for width in range(2, self.nodes + 2)]

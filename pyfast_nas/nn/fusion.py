@@ -15,7 +15,16 @@ from pyfast_nas import ops
 from pyfast_nas.nn.recipes import NormLayer, Recipe
 from pyfast_nas.nn.recognition import foreign_leaf, recognise
 
-__all__ = ["FusedCall", "Hint", "Recipes", "Term", "gather", "is_served", "run_alone"]
+__all__ = [
+    "FusedCall",
+    "Hint",
+    "Recipes",
+    "Term",
+    "gather",
+    "is_served",
+    "run_alone",
+    "zero_places",
+]
 
 # How to look at a candidate whose structure alone does not say what it computes: run its children
 # in order ("wrapper"), never ("plain"), or as what it was seen to do (kind, stride).
@@ -84,12 +93,13 @@ class FusedCall:
 
     Attributes:
         places: Which of the terms it takes.
+        recipes: Those of the terms it takes.
         rest: Which of them run as plain modules.
         size: Shape of what it gives.
     """
 
     __slots__ = (
-        *("places", "rest", "_candidates", "_inputs", "_norms", "_seen", "_slots", "_strides"),
+        *("places", "rest", "_candidates", "_inputs", "_norms", "_slots", "_strides", "recipes"),
         "size",
     )
 
@@ -101,13 +111,13 @@ class FusedCall:
         self._strides: list[int] = []
         self._slots: dict[tuple[int, int], int] = {}  # (edge, stride) -> input of the node
         self._norms: list[NormLayer | None] = []  # by row of statistics: what they move
-        self._seen: set[Recipe] = set()
+        self.recipes: dict[Recipe, None] = {}
         self.size: tuple[int, ...] | None = None
 
     def take(self, place: int, recipe: Recipe, edge: int, x: Tensor) -> bool:
         """Take a term if its layers are in a state that is served, and say so."""
         # A module that runs twice moves its statistics twice, one time after the other.
-        if recipe in self._seen:
+        if recipe in self.recipes:
             return False
         slot = self._slots.get((edge, recipe.stride), len(self._inputs))
         candidate = recipe.read(slot, self._norms)
@@ -117,7 +127,7 @@ class FusedCall:
             self._slots[edge, recipe.stride] = slot
             self._inputs.append(x)
             self._strides.append(recipe.stride)
-        self._seen.add(recipe)
+        self.recipes[recipe] = None
         self._candidates.append(candidate)
         self.places.append(place)
         return True
@@ -199,7 +209,7 @@ def gather(xs: Sequence[Tensor], terms: Sequence[Term], weights: Tensor) -> Fuse
         weights: One weight for each term.
     """
     call = FusedCall()
-    zeros = _zero_places(weights)
+    zeros = zero_places(weights)
     idle = []
     for place, (edge, module, recipe) in enumerate(terms):
         x = xs[edge]
@@ -230,7 +240,7 @@ def run_alone(module: nn.Module, recipe: Recipe | None, x: Tensor) -> Tensor:
     return module(x)
 
 
-def _zero_places(weights: Tensor) -> frozenset[int]:
+def zero_places(weights: Tensor) -> frozenset[int]:
     """Return where a weight is exactly zero and no derivative of it is asked for."""
     if (
         type(weights) is not Tensor  # without values, perhaps

@@ -14,11 +14,11 @@ from torch.autograd import forward_ad
 
 from pyfast_nas import ops
 from pyfast_nas.errors import SearchSpaceError
-from pyfast_nas.nn.fusion import FusedCall, Recipes, Term, gather, is_served
+from pyfast_nas.nn.fusion import FusedCall, Recipes, Term, gather, is_served, zero_places
 from pyfast_nas.nn.gates import GateOutput, straight_through
 from pyfast_nas.nn.primitives import Zero
 
-__all__ = ["MixedOp", "fuse_edges", "mix_edges"]
+__all__ = ["MixedOp", "factors_of", "fuse_edges", "mix_edges", "places_of"]
 
 
 class MixedOp(nn.Module):
@@ -147,11 +147,15 @@ def mix_edges(
         >>> mix_edges(edges, [x, x], GateOutput(torch.tensor([[0.5], [2.0]])))
         tensor([2.5000, 2.5000])
     """
-    places, weights = _chosen(edges, gate, first_row)
+    places, positions = places_of(edges, gate, first_row)
     if not places:
         return edges[0].candidate(edges[0].is_zero.index(True))(inputs[0])
+    # An index tensor drops `none` from the sum and still gives its weight a zero gradient.
+    where = torch.tensor(positions).to(gate.weights.device, non_blocking=True)
+    weights = gate.weights.flatten()[where]
     if is_served(inputs[0], weights):
-        call, factors = _gather(edges, inputs, places, weights, gate.straight_through)
+        factors = factors_of(weights, gate.straight_through)
+        call = gather(inputs, _terms(edges, places), factors)
         if call is not None:
             taken = len(call.places) == len(places)
             first = call.run(factors if taken else factors[call.places])
@@ -164,39 +168,46 @@ def mix_edges(
 
 def fuse_edges(
     edges: Sequence[MixedOp], inputs: Sequence[Tensor], gate: GateOutput, first_row: int = 0
-) -> tuple[FusedCall, Tensor] | None:
-    """Return the fused node that computes what `mix_edges` does, and its weights, without running.
+) -> FusedCall | None:
+    """Return the fused node that computes what `mix_edges` does, without running it.
 
     Args:
         edges: The edges, in row order.
         inputs: Tensors like the input of each edge; their values are not read.
+        gate: Weights of all rows of the table, none of them zero.
+        first_row: Row of the first edge.
+
+    Returns:
+        None where a part of the sum would run as a plain module, or nothing runs.
+    """
+    places, _ = places_of(edges, gate, first_row)
+    if not places or zero_places(gate.weights.flatten()):
+        return None
+    weights = gate.weights.flatten()[:1].expand(len(places))
+    call = gather(inputs, _terms(edges, places), weights)
+    return None if call is None or call.rest else call
+
+
+def places_of(
+    edges: Sequence[MixedOp], gate: GateOutput, first_row: int = 0
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """Return what runs of several edges that meet in one node.
+
+    Args:
+        edges: The edges, in row order.
         gate: Weights of all rows of the table.
         first_row: Row of the first edge.
 
     Returns:
-        None where a part of the sum would run as a plain module.
+        Of everything that runs (edge, candidate), and where its weight is in the flattened table.
     """
-    places, weights = _chosen(edges, gate, first_row)
-    if not places or not is_served(inputs[0], weights):
-        return None
-    call, factors = _gather(edges, inputs, places, weights, gate.straight_through)
-    if call is None or call.rest:
-        return None
-    return call, factors if len(call.places) == len(places) else factors[call.places]
-
-
-def _chosen(
-    edges: Sequence[MixedOp], gate: GateOutput, first_row: int
-) -> tuple[list[tuple[int, int]], Tensor]:
-    """Return (edge, candidate) of everything that runs, and the weights."""
     columns = gate.weights.shape[1]
     widest = max(edge.num_ops for edge in edges)
     if gate.active is None and columns < widest:
         raise ValueError(
             f"MixedOp: weights must have a column for each of {widest} candidates, got {columns}"
         )
-    places = []
-    positions = []  # where its weight is in the flattened table
+    places, positions = [], []
     for index, edge in enumerate(edges):
         row = first_row + index
         chosen = range(edge.num_ops) if gate.active is None else gate.active[row]
@@ -204,22 +215,11 @@ def _chosen(
             if not edge.is_zero[candidate]:
                 places.append((index, candidate))
                 positions.append(row * columns + column)
-    # An index tensor drops `none` from the sum and still gives its weight a zero gradient.
-    where = torch.tensor(positions, dtype=torch.int64).to(gate.weights.device, non_blocking=True)
-    return places, gate.weights.flatten()[where]
+    return places, positions
 
 
-def _gather(
-    edges: Sequence[MixedOp],
-    inputs: Sequence[Tensor],
-    places: Sequence[tuple[int, int]],
-    weights: Tensor,
-    single_paths: bool,
-) -> tuple[FusedCall | None, Tensor]:
-    """Return what a fused node takes, and the factors of everything that runs."""
-    terms = [edges[index].term(index, candidate) for index, candidate in places]
-    factors = _value_one(weights) if single_paths else weights
-    return gather(inputs, terms, factors), factors
+def _terms(edges: Sequence[MixedOp], places: Sequence[tuple[int, int]]) -> list[Term]:
+    return [edges[index].term(index, candidate) for index, candidate in places]
 
 
 def _sum(
@@ -237,8 +237,10 @@ def _sum(
     return _stream(outputs, weights, first)
 
 
-def _value_one(weights: Tensor) -> Tensor:
-    """Return factors of value one with the derivatives of ``weights``."""
+def factors_of(weights: Tensor, single_paths: bool) -> Tensor:
+    """Return what terms are multiplied by: their weights, or ones with the derivatives of these."""
+    if not single_paths:
+        return weights
     if not weights.requires_grad and forward_ad.unpack_dual(weights).tangent is None:
         return torch.ones_like(weights)
     return 1 + (weights - weights.detach())

@@ -6,7 +6,7 @@ replaced, moved or frozen, modes switched and hooks registered at any time.
 
 import dataclasses
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
@@ -33,10 +33,16 @@ class NormLayer:
         self.buffers = layer._buffers
         self.channels = layer.num_features
 
+    def watched(self) -> Iterator[tuple[dict, str]]:
+        """Yield where everything is found that `read` reads."""
+        yield from ((self.own, key) for key in ("training", "track_running_stats", "eps"))
+        yield from ((self.parameters, key) for key in ("weight", "bias"))
+        yield from ((self.buffers, key) for key in ("running_mean", "running_var"))
+
     def tracks(self) -> bool:
         """Say whether a pass as of now moves the running statistics."""
         training, tracks, _ = _norm_state(self.own)
-        return training and tracks and self.buffers["running_mean"] is not None
+        return training and tracks
 
     def read(self, rows: "list[NormLayer | None]") -> Norm | None:
         """Return the norm as of now, or None where it is in a state that torch has no use for.
@@ -49,8 +55,10 @@ class NormLayer:
         mean, var = _norm_buffers(self.buffers)
         if (gamma is None) != (beta is None) or (mean is None) != (var is None):
             return None
+        if training and tracks and mean is None:
+            return None  # torch counts the batch and keeps nothing else of it
         if training or mean is None:
-            rows.append(self if training and tracks and mean is not None else None)
+            rows.append(self if training and tracks else None)
             return Norm(gamma, beta, None, None, eps)
         rows.append(None)
         return Norm(gamma, beta, mean, var, eps)
@@ -65,6 +73,13 @@ class StageLayers:
     norm: NormLayer
     dilation: int = 1
     shifted: dict | None = None  # of the second convolution of a factorised reduction
+
+    def watched(self) -> Iterator[tuple[dict, str]]:
+        """Yield where everything is found that `read` reads."""
+        for layer in (self.depthwise, self.pointwise, self.shifted):
+            if layer is not None:
+                yield from ((layer, key) for key in ("weight", "bias"))
+        yield from self.norm.watched()
 
     def read(self, rows: list[NormLayer | None]) -> Stage | None:
         """Return the stage with the tensors of now, or None where one is missing."""
@@ -106,6 +121,7 @@ class Recipe:
     parts: tuple[dict, ...] = ()
     children: tuple[tuple[dict, tuple[nn.Module, ...]], ...] = ()
     settings: tuple[tuple[dict, Callable, object], ...] = ()
+    _watched: tuple[tuple[dict, str], ...] | None = None
 
     def is_intact(self) -> bool:
         """Say whether the structure is still that which was recognised."""
@@ -148,6 +164,13 @@ class Recipe:
             return Candidate(self.kind, edge, (), norm)
         del rows[start:]
         return None
+
+    def state(self) -> tuple:
+        """Return every object that `read` reads: as long as they are the same, so is the result."""
+        if self._watched is None:
+            layers = [*self.stages, *(() if self.norm is None else (self.norm,))]
+            self._watched = tuple(place for layer in layers for place in layer.watched())
+        return tuple([held.get(key) for held, key in self._watched])
 
     @property
     def needs_even_sides(self) -> bool:

@@ -1,7 +1,7 @@
 """Functional operators: what the compiled kernels compute, callable on plain tensors."""
 
 from pyfast_nas.ops.candidates import Candidate, Norm, Stage
-from pyfast_nas.ops.fused_cell import Node, fused_cell
+from pyfast_nas.ops.fused_cell import FusedCell, Node, fused_cell
 from pyfast_nas.ops.fused_node import fused_node, serves_fused_node
 from pyfast_nas.ops.gumbel_topk import draw_seed, gumbel_noise, gumbel_topk, philox_uniform
 from pyfast_nas.ops.mixed_sum import mixed_sum
@@ -9,6 +9,7 @@ from pyfast_nas.ops.norm_mixed_sum import norm_mixed_sum
 
 __all__ = [
     "Candidate",
+    "FusedCell",
     "Node",
     "Norm",
     "Stage",

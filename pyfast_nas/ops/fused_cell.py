@@ -24,7 +24,7 @@ from pyfast_nas.ops.fused_node import (
 )
 from pyfast_nas.ops.node_plan import Plan, params_of
 
-__all__ = ["Node", "fused_cell"]
+__all__ = ["FusedCell", "Node", "fused_cell"]
 
 
 class Node(NamedTuple):
@@ -80,34 +80,70 @@ def fused_cell(
     References:
         Liu, Simonyan & Yang, "DARTS: Differentiable Architecture Search", ICLR 2019, section 2.1.
     """
-    _check_cell(inputs, nodes, parts)
-    plans = [Plan.of(node.candidates, node.strides) for node in nodes]
-    weights = [node.weights for node in nodes]
-    params = [list(params_of(node.candidates)) for node in nodes]
-    tensors = [*inputs, *weights, *(p for of_node in params for p in of_node)]
-    if not serves_fused_node(inputs[0]) or torch.compiler.is_compiling() or asks_for_more(tensors):
-        return _node_by_node(inputs, nodes, parts)
-    _check_nodes(inputs, nodes, parts)
-    given = [given_statistics(node.candidates, inputs[0]) for node in nodes]
-    plan = _CellPlan(
-        tuple(plans),
-        tuple(node.sources for node in nodes),
-        tuple(len(of_node) for of_node in params),
-        tuple(node.again for node in nodes),
-        len(inputs),
-        parts,
-    )
-    inputs = [laid_out(x) for x in inputs]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        flat = (p for of_node in params for p in of_node)
-        y, *statistics = _FusedCell.apply(plan, given, *inputs, *weights, *flat)
-    else:
-        states, statistics = _run(plan, given, inputs, weights, params)
-        y = states[-1]
-    return y, statistics
+    return FusedCell(inputs, nodes, parts)(inputs, [node.weights for node in nodes])
+
+
+class FusedCell:
+    """A cell that has been checked, to be run with other inputs and weights of the same shapes.
+
+    Args:
+        inputs: Tensors like the inputs of the cell; their values are not read.
+        nodes: As in `fused_cell`.
+        parts: As in `fused_cell`.
+
+    Raises:
+        TypeError: As `fused_cell`.
+        ValueError: As `fused_cell`.
+
+    Example:
+        >>> x = torch.ones(2, 3, 4, 4)
+        >>> cell = FusedCell([x], [Node((0,), (1,), [Candidate("skip", 0)], torch.ones(1))], 1)
+        >>> y, _ = cell([x], [torch.tensor([3.0])])
+        >>> float(y[0, 0, 0, 0])
+        3.0
+    """
+
+    __slots__ = ("_nodes", "_params", "_plan")
+
+    def __init__(self, inputs: Sequence[Tensor], nodes: Sequence[Node], parts: int) -> None:
+        _check_cell(inputs, nodes, parts)
+        # Without the weights, which may belong to a graph.
+        self._nodes = tuple(node._replace(weights=None) for node in nodes)
+        self._params = [list(params_of(node.candidates)) for node in nodes]
+        self._plan = _CellPlan(
+            tuple(Plan.of(node.candidates, node.strides) for node in nodes),
+            tuple(node.sources for node in nodes),
+            tuple(len(of_node) for of_node in self._params),
+            tuple(node.again for node in nodes),
+            len(inputs),
+            parts,
+        )
+
+    def __call__(
+        self, inputs: Sequence[Tensor], weights: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return what `fused_cell` returns."""
+        plan, params = self._plan, self._params
+        tensors = [*inputs, *weights, *(p for of_node in params for p in of_node)]
+        if (
+            not serves_fused_node(inputs[0])
+            or torch.compiler.is_compiling()
+            or asks_for_more(tensors)
+        ):
+            nodes = [node._replace(weights=w) for node, w in zip(self._nodes, weights, strict=True)]
+            return _node_by_node(inputs, nodes, plan.parts)
+        given = [given_statistics(node.candidates, inputs[0]) for node in self._nodes]
+        tensors[: plan.inputs] = inputs = [laid_out(x) for x in inputs]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            y, *statistics = _FusedCell.apply(plan, given, *tensors)
+        else:
+            states, statistics = _run(plan, given, inputs, weights, params)
+            y = states[-1]
+        return y, statistics
 
 
 def _check_cell(inputs: Sequence[Tensor], nodes: Sequence[Node], parts: int) -> None:
+    """Refuse what a node cannot serve, before any of them runs."""
     if not inputs:
         raise ValueError("fused_cell: inputs must hold at least one tensor, got 0")
     if not 1 <= parts <= len(nodes):
@@ -119,10 +155,6 @@ def _check_cell(inputs: Sequence[Tensor], nodes: Sequence[Node], parts: int) -> 
                 f"fused_cell: nodes[{index}].sources must be from 0 to {before - 1}, "
                 f"got {node.sources}"
             )
-
-
-def _check_nodes(inputs: Sequence[Tensor], nodes: Sequence[Node], parts: int) -> None:
-    """Refuse what a node cannot serve, before any of them runs."""
     states = list(inputs)
     for node in nodes:
         xs = [states[source] for source in node.sources]
@@ -168,6 +200,11 @@ class _CellPlan(NamedTuple):
     def part(self, node: int) -> int:
         """Return which part of the outcome a node is; negative for none."""
         return node - (len(self.nodes) - self.parts)
+
+    def reads_outcome(self) -> bool:
+        """Say whether a node reads a state that is a part of the outcome."""
+        first = self.inputs + len(self.nodes) - self.parts
+        return any(source >= first for sources in self.sources for source in sources)
 
     def kept(self) -> list[int]:
         """Return the nodes whose states are kept as they are."""
@@ -229,7 +266,9 @@ class _FusedCell(_library.DirectFunction):
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*statistics)
         kept = [states[plan.inputs + i] for i in plan.kept()]
-        ctx.save_for_backward(*tensors, outcome, *statistics, *kept)
+        # What nobody reads may be changed in place by whoever gets it.
+        read = outcome if plan.reads_outcome() else None
+        ctx.save_for_backward(*tensors, read, *statistics, *kept)
         return outcome, *statistics
 
     @staticmethod
@@ -254,7 +293,7 @@ class _Backward:
         plan: _CellPlan,
         tensors: Sequence[Tensor],
         needs: Sequence[bool],
-        outcome: Tensor,
+        outcome: Tensor | None,
         statistics: Sequence[Tensor],
         kept: Sequence[Tensor],
     ) -> None:
@@ -266,7 +305,8 @@ class _Backward:
         for i in range(len(plan.nodes)):
             part = plan.part(i)
             if part >= 0:
-                self.states.append(_slice(outcome, part, plan.parts))
+                is_read = outcome is not None
+                self.states.append(_slice(outcome, part, plan.parts) if is_read else None)
             elif plan.again[i]:
                 self.states.append(self._again(i))
             else:

@@ -1,0 +1,184 @@
+"""A whole cell as one operator, put together once and used as long as nothing in it has changed.
+
+To find out what each candidate computes, and to check it, takes as long as the arithmetic of a
+small cell; to see that it is still the same takes little.
+"""
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyfast_nas import ops
+from pyfast_nas.nn.fusion import FusedCall, Recipes, Term, gather, is_served, zero_places
+from pyfast_nas.nn.gates import GateOutput
+from pyfast_nas.nn.mixed_op import MixedOp, factors_of, fuse_edges, places_of
+from pyfast_nas.nn.recipes import Recipe
+
+__all__ = ["Assembly"]
+
+
+class Assembly:
+    """Runs cells of one structure; a copy puts the cell together again.
+
+    Args:
+        recipes: Those of the layers that fit the inputs to the cell.
+    """
+
+    __slots__ = ("_made", "_recipes")
+
+    def __init__(self, recipes: Recipes) -> None:
+        self._recipes = recipes
+        self._made: _Made | None = None
+
+    def run(
+        self,
+        layers: Sequence[nn.Module],
+        rows: Sequence[Sequence[MixedOp]],
+        inputs: Sequence[Tensor],
+        gate: GateOutput,
+        parts: int,
+    ) -> Tensor | None:
+        """Return the outcome of a cell, or None where some of it has to run as a plain module.
+
+        Args:
+            layers: What each input goes through first.
+            rows: For each node its edges, one from every state before it.
+            inputs: The inputs of the cell.
+            gate: Weights of all edges, row by row.
+            parts: How many of the last nodes the outcome holds.
+        """
+        if parts > len(rows) or not all(is_served(x, gate.weights) for x in inputs):
+            return None
+        holders = _holders(layers, rows)
+        made = self._made
+        if made is None or not made.holds(holders, inputs, gate):
+            made = self._made = self._make(holders, layers, rows, inputs, gate, parts)
+        return None if made is None else made.run(inputs, gate)
+
+    def _make(
+        self,
+        holders: Sequence[dict],
+        layers: Sequence[nn.Module],
+        rows: Sequence[Sequence[MixedOp]],
+        inputs: Sequence[Tensor],
+        gate: GateOutput,
+        parts: int,
+    ) -> "_Made | None":
+        calls, nodes, places = [], [], []
+        # Tensors like the states: what is put together here holds on to no value.
+        like = [x.new_empty(()).expand(x.shape) for x in inputs]
+        one = inputs[0].new_ones(1)
+        states = []
+        for place, (layer, x) in enumerate(zip(layers, like, strict=True)):
+            recipe = self._recipes.of(place, layer)
+            call = None if recipe is None else gather([x], [Term(0, layer, recipe)], one)
+            if call is None or call.rest:
+                return None
+            calls.append(call)
+            # One convolution: it costs less to run it again than to keep what it gives.
+            nodes.append(call.as_node(one, [place], again=True))
+            states.append(one.expand(call.size))
+        row = 0
+        for edges in rows:
+            call = fuse_edges(edges, states, gate, row)
+            if call is None:
+                return None
+            calls.append(call)
+            weights = one.expand(len(call.places))
+            nodes.append(call.as_node(weights, range(len(inputs), len(inputs) + len(states))))
+            states.append(one.expand(call.size))
+            found = places_of(edges, gate, row)[1]
+            places.append([found[k] for k in call.places])
+            row += len(edges)
+        cell = ops.FusedCell(like, nodes, parts)
+        return _Made.of(holders, inputs, gate, cell, calls, places, one)
+
+    def __reduce__(self) -> tuple:
+        return Assembly, (self._recipes,)
+
+
+class _Made(NamedTuple):
+    """A cell that was put together, and all that it depends on."""
+
+    key: tuple
+    children: tuple[tuple[nn.Module, ...], ...]
+    recipes: tuple[tuple[Recipe, tuple], ...]
+    cell: ops.FusedCell
+    calls: tuple[FusedCall, ...]
+    where: Tensor  # the weights of all nodes in the flattened table
+    counts: tuple[int, ...]
+    one: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        holders: Sequence[dict],
+        inputs: Sequence[Tensor],
+        gate: GateOutput,
+        cell: ops.FusedCell,
+        calls: Sequence[FusedCall],
+        places: Sequence[Sequence[int]],
+        one: Tensor,
+    ) -> "_Made":
+        recipes = [recipe for call in calls for recipe in call.recipes]
+        where = torch.tensor([place for node in places for place in node])
+        return cls(
+            _key(inputs, gate),
+            tuple(tuple(holder.values()) for holder in holders),
+            tuple((recipe, recipe.state()) for recipe in recipes),
+            cell,
+            tuple(calls),
+            where.to(gate.weights.device, non_blocking=True),
+            tuple(map(len, places)),
+            one,
+        )
+
+    def holds(self, holders: Sequence[dict], inputs: Sequence[Tensor], gate: GateOutput) -> bool:
+        """Say whether the cell is still what it was when it was put together."""
+        return (
+            _key(inputs, gate) == self.key
+            and not torch._C._are_functorch_transforms_active()
+            and all(map(_is_child, holders, self.children))
+            and not zero_places(gate.weights.flatten())
+            and all(
+                recipe.is_intact()
+                and recipe.is_replaceable()
+                and all(map(operator.is_, recipe.state(), before))
+                for recipe, before in self.recipes
+            )
+        )
+
+    def run(self, inputs: Sequence[Tensor], gate: GateOutput) -> Tensor:
+        """Return the outcome, and move the running statistics."""
+        weights = factors_of(gate.weights.flatten()[self.where], gate.straight_through)
+        first = [self.one] * (len(self.calls) - len(self.counts))
+        y, statistics = self.cell(inputs, [*first, *weights.split(self.counts)])
+        for call, of_norms in zip(self.calls, statistics, strict=True):
+            call.track(of_norms)
+        return y
+
+
+def _holders(
+    layers: Sequence[nn.Module], rows: Iterable[Sequence[MixedOp]]
+) -> list[dict[str, nn.Module]]:
+    """Return where every module of a cell is held, down to the candidates."""
+    held: list[dict] = [dict(enumerate(layers))]
+    for edges in rows:
+        for edge in edges:
+            held += (edge._modules, edge.candidates._modules)
+    return held
+
+
+def _is_child(holder: dict[str, nn.Module], before: tuple[nn.Module, ...]) -> bool:
+    return tuple(holder.values()) == before
+
+
+def _key(inputs: Sequence[Tensor], gate: GateOutput) -> tuple:
+    """Return what tells one kind of call from another."""
+    return (
+        tuple((x.shape, x.dtype, x.device) for x in inputs),
+        (gate.weights.shape, gate.active, gate.straight_through),
+    )
