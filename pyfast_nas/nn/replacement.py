@@ -86,6 +86,10 @@ def replace(module: nn.Module, form: Form, recipes: Recipes) -> None:
         TypeError: If its class cannot be extended: one with slots of its own.
     """
     names = watched(module)
+    for place, candidate in enumerate(form.candidates(module).values()):
+        # At once: what a candidate was seen to do says nothing of another put in its place before
+        # the first call.
+        recipes.of(place, candidate)
     state = State(form, recipes, names, values_of(module, names))
     module.__class__ = _replaced(type(module))
     module.__dict__[STATE] = state

@@ -460,6 +460,20 @@ def test_a_setting_of_a_candidate_that_changes_is_seen(fused_nodes):
     assert fused_nodes == [7, 6, 6, 6, 6]
 
 
+def test_a_candidate_that_is_replaced_before_the_first_call_is_seen(fused_nodes):
+    """What was seen of the identity that stood there says nothing of it."""
+    module = edge()
+    twin = copy.deepcopy(module)
+    assert fnas.accelerate(module).replaced
+    fused_nodes.clear()
+    for net in (module, twin):
+        net.choices[3] = nn.Tanh()
+    torch.testing.assert_close(
+        module(features(), weights()), twin(features(), weights()), **FLOAT64
+    )
+    assert fused_nodes == [6]
+
+
 def test_without_kernels_the_model_runs_as_it_is(fused_nodes):
     module = edge()
     twin = copy.deepcopy(module)
