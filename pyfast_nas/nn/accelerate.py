@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pyfast_nas.nn.acceleration_report import AccelerateReport, count
-from pyfast_nas.nn.cell_forms import DARTSCell, cell_guesses
+from pyfast_nas.nn.cell_forms import EdgeCell, cell_guesses
 from pyfast_nas.nn.fusion import Recipes
 from pyfast_nas.nn.judgement import Verdict, judge, judge_cell
 from pyfast_nas.nn.mixed_op import MixedOp
@@ -26,11 +26,12 @@ def accelerate(model: nn.Module) -> AccelerateReport:
 
     Looks for modules with a ``forward(x, weights)`` and a list of candidates, such as the mixed
     operation of a DARTS supernet, that of PC-DARTS on part of the channels, and a whole cell of
-    NAS-Bench-201; then for cells that are made of such mixed operations and have a ``forward(s0,
-    s1, weights)``, and runs all edges into a node in one fused node. Names of classes and
-    attributes do not matter. What a ``forward`` computes does not follow from structure: a copy of
-    each module is compared with the fused form on random input (outputs, gradients, running
-    statistics; training and evaluation) and what differs is left alone and named.
+    NAS-Bench-201; then for cells that are made of such mixed operations and have a ``forward(x,
+    weights)`` or ``forward(s0, s1, weights)``, and runs all edges into a node in one fused node, a
+    cell that gives one state in one operator. Names of classes and attributes do not matter. What a
+    ``forward`` computes does not follow from structure: a copy of each module is compared with the
+    fused form on random input (outputs, gradients, running statistics; training and evaluation) and
+    what differs is left alone and named.
 
     Parameters stay the same objects and state dict keys do not change; ``train()``, ``eval()``,
     ``to()``, hooks, `copy.deepcopy` and `torch.save` go on working. A candidate with a hook runs
@@ -156,7 +157,7 @@ def _in_words(verdict: Verdict) -> str:
 
 
 def _is_cell(module: Replaced) -> bool:
-    return isinstance(form_of(module), DARTSCell)
+    return isinstance(form_of(module), EdgeCell)
 
 
 def _called(name: str) -> str:

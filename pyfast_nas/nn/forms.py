@@ -1,13 +1,13 @@
 """What the ``forward(x, weights)`` of a module that we did not write may compute.
 
 A form is a guess that fits the structure. Whether it is right is for a comparison to tell; see
-`pyfast_nas.nn.verification`. Cells with two inputs are in `pyfast_nas.nn.cell_forms`.
+`pyfast_nas.nn.verification`. Cells that are made of such modules are in `pyfast_nas.nn.cell_forms`.
 """
 
 import dataclasses
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,17 @@ from torch import Tensor, nn
 from pyfast_nas import ops
 from pyfast_nas.nn.fusion import Recipes, Term, gather
 
-__all__ = ["CellSum", "EdgeSum", "Form", "PartialSum", "guesses", "mix", "parameters_of_forward"]
+__all__ = [
+    "CellSum",
+    "EdgeSum",
+    "Form",
+    "PartialSum",
+    "Sum",
+    "guesses",
+    "mix",
+    "parameters_of_forward",
+    "run_whole",
+]
 
 
 class Form(Protocol):
@@ -147,15 +157,21 @@ class CellSum(_OneInput):
             list(e._modules.values()) for e in module._modules[self.container]._modules.values()
         ]
         width = len(edges[0])
-        states, row = [x], 0
+        sums, row = [], 0
         for node in range(1, self.nodes):
             terms = [
                 Term(source, candidate, recipes.of((row + source) * width + k, candidate))
                 for source in range(node)
                 for k, candidate in enumerate(edges[row + source])
             ]
-            states.append(mix(states, terms, weights[row : row + node].flatten()))
+            sums.append(Sum(terms, weights[row : row + node].flatten()))
             row += node
+        whole = run_whole([x], sums)
+        if whole is not None:
+            return whole
+        states = [x]
+        for terms, of_node, _ in sums:
+            states.append(mix(states, terms, of_node))
         return states[-1]
 
 
@@ -231,3 +247,45 @@ def mix(xs: Sequence[Tensor], terms: Sequence[Term], weights: Tensor) -> Tensor:
     for y, weight in zip(outputs, weights.unbind(), strict=True):
         total.addcmul_(y, weight)
     return total
+
+
+class Sum(NamedTuple):
+    """One node of a cell.
+
+    Attributes:
+        terms: What it sums; an edge is a state: the inputs come first, then what stands before.
+        weights: One weight for each term.
+        again: Whether backward computes it again, rather than keeping it.
+    """
+
+    terms: Sequence[Term]
+    weights: Tensor
+    again: bool = False
+
+
+def run_whole(inputs: Sequence[Tensor], sums: Sequence[Sum]) -> Tensor | None:
+    """Return the last node of a cell, run as one operator, or None where a part is a plain module.
+
+    Args:
+        inputs: Inputs of the cell.
+        sums: Its nodes, in order.
+
+    Example:
+        >>> double = Sum([Term(0, nn.ReLU(), None)], torch.tensor([2.0]))
+        >>> run_whole([torch.ones(1, 2, 4, 4)], [double]) is None  # no fused node takes a ReLU
+        True
+    """
+    calls, nodes, states = [], [], list(inputs)
+    for terms, weights, again in sums:
+        call = gather(states, terms, weights)
+        if call is None or call.rest:
+            return None
+        if len(call.places) < len(terms):
+            weights = weights[call.places]
+        calls.append(call)
+        nodes.append(call.as_node(weights, range(len(states)), again))
+        states.append(inputs[0].new_empty(()).expand(call.size))
+    y, statistics = ops.fused_cell(inputs, nodes, parts=1)
+    for call, of_norms in zip(calls, statistics, strict=True):
+        call.track(of_norms)
+    return y

@@ -69,15 +69,17 @@ def judge_cell(module: nn.Module) -> Verdict:
     """
     forms = list(cell_guesses(module))
     required = parameters_of_forward(module) if forms else ()
-    if len(required) < 3:
+    inputs = len(forms[0].strides) if forms else 0
+    if len(required) <= inputs:
         return Verdict()
-    if why := _refusal(module, required, ("s0", "s1", "weights")):
+    names = ("x",) if inputs == 1 else ("s0", "s1")
+    if why := _refusal(module, required, (*names, "weights")):
         return Verdict(why=why)
     reasons: list[str] = []
     for form in forms:
         layers = form.candidates(module)
         width = _channels(part for edge in form.edges(module) for part in edge.children())
-        channels = [_channels([layer], width) for layer in layers.values()] or [width, width]
+        channels = [_channels([layer], width) for layer in layers.values()] or [width] * inputs
         pairs = zip(layers.values(), channels, strict=False)
         strides = tuple(stride_of(layer, width) for layer, width in pairs) or form.strides
         if None in strides:

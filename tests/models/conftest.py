@@ -3,9 +3,24 @@
 import pytest
 import torch
 
+from pyfast_nas import ops
 from tests.nn.conftest import fused_nodes
 
-__all__ = ["fused_nodes"]
+__all__ = ["fused_cells", "fused_nodes"]
+
+
+@pytest.fixture
+def fused_cells(monkeypatch) -> list[int]:
+    """Nodes of every cell that runs as one operator."""
+    calls: list[int] = []
+
+    def counted(inputs, nodes, parts):
+        calls.append(len(nodes))
+        return fused_cell(inputs, nodes, parts)
+
+    fused_cell = ops.fused_cell
+    monkeypatch.setattr(ops, "fused_cell", counted)
+    return calls
 
 
 @pytest.fixture(autouse=True)
