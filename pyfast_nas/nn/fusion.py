@@ -13,7 +13,7 @@ from torch.nn.modules import module as _module
 
 from pyfast_nas import ops
 from pyfast_nas.nn.recipes import NormLayer, Recipe
-from pyfast_nas.nn.recognition import foreign_leaf, recognise
+from pyfast_nas.nn.recognition import foreign_leaf, recognise, signature
 
 __all__ = [
     "FusedCall",
@@ -38,12 +38,17 @@ class Recipes:
 
     Args:
         hints: By place; they hold as long as the structure and the settings of the candidate do.
+        signatures: Of the candidates that the hints are about, by place; without one it is the
+            candidate that is looked up first.
     """
 
-    __slots__ = ("_hints", "_known")
+    __slots__ = ("_hints", "_known", "_signatures")
 
-    def __init__(self, hints: dict[int, Hint] | None = None) -> None:
+    def __init__(
+        self, hints: dict[int, Hint] | None = None, signatures: dict[int, tuple] | None = None
+    ) -> None:
         self._hints = dict(hints or {})
+        self._signatures = dict(signatures or {})
         self._known: dict[int, tuple[nn.Module, Recipe | None]] = {}
 
     def of(self, place: int, module: nn.Module) -> Recipe | None:
@@ -53,6 +58,10 @@ class Recipes:
             if known[0] is module and (known[1] is None or known[1].is_intact()):
                 return known[1]
             self._hints.pop(place, None)
+        if place in self._hints:
+            now = signature(module)
+            if self._signatures.setdefault(place, now) != now:
+                del self._hints[place]
         recipe = self._look_up(self._hints.get(place), module)
         self._known[place] = module, recipe
         return recipe
@@ -71,7 +80,8 @@ class Recipes:
             for place, (_, recipe) in self._known.items()
             if recipe is not None and not recipe.is_intact()
         }
-        return Recipes, ({place: h for place, h in self._hints.items() if place not in broken},)
+        hints = {place: hint for place, hint in self._hints.items() if place not in broken}
+        return Recipes, (hints, self._signatures)
 
 
 class Term(NamedTuple):

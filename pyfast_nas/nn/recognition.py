@@ -13,7 +13,7 @@ from torch import nn
 from pyfast_nas.nn.primitives import FactorizedReduce, SkipConnect, Zero
 from pyfast_nas.nn.recipes import NormLayer, Recipe, StageLayers
 
-__all__ = ["foreign_leaf", "foreign_settings", "recognise"]
+__all__ = ["foreign_leaf", "foreign_settings", "recognise", "signature"]
 
 # Settings of a layer that say what it computes beside its tensors. They are compared at every
 # call: whoever changes a stride afterwards gets the plain module.
@@ -122,6 +122,20 @@ def _is_wrapper(module: nn.Module) -> bool:
 def foreign_settings(module: nn.Module) -> dict[str, object]:
     """Return what a module's own class keeps on it beside parameters, buffers and children."""
     return {key: value for key, value in module.__dict__.items() if key not in _OWN_KEYS}
+
+
+def signature(module: nn.Module) -> tuple:
+    """Return what a module and its copies have in common, as far as it says what they compute."""
+    return tuple(
+        (
+            type(part),
+            *(
+                (k, v if isinstance(v, _FIXED) else id(v))
+                for k, v in foreign_settings(part).items()
+            ),
+        )
+        for part in module.modules()
+    )
 
 
 def _watch(tree: Sequence[nn.Module]) -> dict[str, object]:

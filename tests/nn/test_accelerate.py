@@ -460,11 +460,14 @@ def test_a_setting_of_a_candidate_that_changes_is_seen(fused_nodes):
     assert fused_nodes == [7, 6, 6, 6, 6]
 
 
-def test_a_candidate_that_is_replaced_before_the_first_call_is_seen(fused_nodes):
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_candidate_that_is_replaced_before_the_first_call_is_seen(copied, fused_nodes):
     """What was seen of the identity that stood there says nothing of it."""
     module = edge()
     twin = copy.deepcopy(module)
     assert fnas.accelerate(module).replaced
+    if copied:
+        module = copy.deepcopy(module)
     fused_nodes.clear()
     for net in (module, twin):
         net.choices[3] = nn.Tanh()
