@@ -55,7 +55,9 @@ class Assembly:
         holders = _holders(layers, rows)
         made = self._made
         if made is None or not made.holds(holders, inputs, gate):
-            made = self._made = self._make(holders, layers, rows, inputs, gate, parts)
+            # What is kept may be called for gradients later on.
+            with torch.inference_mode(False):
+                made = self._made = self._make(holders, layers, rows, inputs, gate, parts)
         return None if made is None else made.run(inputs, gate)
 
     def _make(
@@ -143,6 +145,7 @@ class _Made(NamedTuple):
             and not torch._C._are_functorch_transforms_active()
             and all(map(_is_child, holders, self.children))
             and not zero_places(gate.weights.flatten())
+            and self.cell.holds()
             and all(
                 recipe.is_intact()
                 and recipe.is_replaceable()

@@ -103,13 +103,14 @@ class FusedCell:
         3.0
     """
 
-    __slots__ = ("_nodes", "_params", "_plan")
+    __slots__ = ("_forms", "_nodes", "_params", "_plan")
 
     def __init__(self, inputs: Sequence[Tensor], nodes: Sequence[Node], parts: int) -> None:
         _check_cell(inputs, nodes, parts)
         # Without the weights, which may belong to a graph.
         self._nodes = tuple(node._replace(weights=None) for node in nodes)
         self._params = [list(params_of(node.candidates)) for node in nodes]
+        self._forms = self._forms_of_params()
         self._plan = _CellPlan(
             tuple(Plan.of(node.candidates, node.strides) for node in nodes),
             tuple(node.sources for node in nodes),
@@ -118,6 +119,13 @@ class FusedCell:
             len(inputs),
             parts,
         )
+
+    def _forms_of_params(self) -> list[tuple]:
+        return [(p.shape, p.dtype, p.device) for of_node in self._params for p in of_node]
+
+    def holds(self) -> bool:
+        """Say whether parameters have the shapes, dtypes and devices that were checked."""
+        return self._forms_of_params() == self._forms
 
     def __call__(
         self, inputs: Sequence[Tensor], weights: Sequence[Tensor]

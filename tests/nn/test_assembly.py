@@ -192,6 +192,28 @@ def test_it_is_put_together_once(fused_nodes, monkeypatch):
     assert len(fused_nodes) == 3 * 4
 
 
+def test_inference_mode_leaves_nothing_behind():
+    cell = make()
+    with torch.inference_mode():
+        first = cell(*inputs(), gate(learned=False))
+    assert_as_plain(cell)
+    with torch.inference_mode():
+        assert cell(*inputs(), gate(learned=False)).is_inference() and first.is_inference()
+
+
+def test_parameters_that_change_in_their_place_are_checked_again():
+    cell = make()
+    assert_as_plain(cell)
+    layer = next(m for m in cell.edges[2].modules() if isinstance(m, nn.Conv2d))
+    before = layer.weight.data
+    for wrong in (before.float(), before[:2], before.transpose(0, 1)):
+        layer.weight.data = wrong
+        with pytest.raises((TypeError, ValueError, RuntimeError)):
+            cell(*inputs(), gate())
+    layer.weight.data = before
+    assert_as_plain(cell)
+
+
 def test_a_hook_is_called():
     cell = make()
     assert_as_plain(cell)
