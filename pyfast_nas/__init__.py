@@ -4,14 +4,19 @@ The public names of the package: `pyfast_nas.ops` is the functional layer, `pyfa
 drop-in modules. Importing compiles nothing, prints nothing and starts no GPU context.
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
 from pyfast_nas import algorithms, data, engine, errors, nn, ops, spaces
 from pyfast_nas._version import __version__
 from pyfast_nas.engine import SearchConfig, SearchResult, TrainConfig, TrainResult, search, train
 from pyfast_nas.errors import Error
 from pyfast_nas.info import Info, info
-from pyfast_nas.nn.accelerate import accelerate, restore
-from pyfast_nas.nn.acceleration_report import AccelerateReport
 from pyfast_nas.spaces import Genotype
+
+if TYPE_CHECKING:
+    from pyfast_nas.nn.accelerate import accelerate, restore
+    from pyfast_nas.nn.acceleration_report import AccelerateReport
 
 __all__ = [
     "AccelerateReport",
@@ -36,3 +41,21 @@ __all__ = [
     "spaces",
     "train",
 ]
+
+# What most processes do not need is imported where it is first asked for.
+_LATER = {
+    "AccelerateReport": "pyfast_nas.nn.acceleration_report",
+    "accelerate": "pyfast_nas.nn.accelerate",
+    "restore": "pyfast_nas.nn.accelerate",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
