@@ -20,6 +20,12 @@ NAMES = {
     "fused": "pyfast_nas",
     "accelerate": "pyfast_nas.accelerate",
     "compiled": "torch.compile",
+    "compile-edge": "torch.compile, edges",
+    "compile-edge-channels-last": "compiled edges, channels-last",
+    "compile-cell": "torch.compile, cells",
+    "compile-cell-channels-last": "compiled cells, channels-last",
+    "compile-whole": "torch.compile, whole",
+    "compile-whole-channels-last": "compiled whole, channels-last",
 }
 SUM = "8 x [64x16x32x32]"
 # Title, operator, case, mode.
@@ -74,8 +80,6 @@ def _panel(
     for row in [*rivals, *reversed(ours)]:
         ratio = f"  ({value(row) / value(ours[0]):.1f} x)" if ours and row in rivals else ""
         name = NAMES.get(row["provider"], row["provider"].replace("_", " "))
-        if name.startswith("compile-"):
-            name = name.replace("compile-", "torch.compile, ").replace("-", " ")
         bars.append(Bar(name=name, value=value(row), label=label(row) + ratio, strong=row in ours))
     return Panel(title=title, bars=bars if ours else [])
 
