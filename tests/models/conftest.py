@@ -10,8 +10,8 @@ __all__ = ["fused_cells", "fused_nodes"]
 
 
 @pytest.fixture
-def fused_cells(monkeypatch) -> list[int]:
-    """Nodes of every cell that runs as one operator."""
+def fused_cells(fused_nodes, monkeypatch) -> list[int]:
+    """Nodes of every cell that runs as one operator, with and without a kernel."""
     calls: list[int] = []
 
     def counted(inputs, nodes, parts):
