@@ -12,9 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from pyfast_nas import ops
-from pyfast_nas.nn.fusion import FusedCall, Recipes, Term, gather, is_served, zero_places
+from pyfast_nas.nn.fusion import (
+    FusedCall,
+    Recipes,
+    Sum,
+    Term,
+    is_served,
+    plan_cell,
+    zero_places,
+)
 from pyfast_nas.nn.gates import GateOutput
-from pyfast_nas.nn.mixed_op import MixedOp, factors_of, fuse_edges, places_of
+from pyfast_nas.nn.mixed_op import MixedOp, factors_of, places_of
 from pyfast_nas.nn.recipes import Recipe
 
 __all__ = ["Assembly"]
@@ -69,32 +77,32 @@ class Assembly:
         gate: GateOutput,
         parts: int,
     ) -> "_Made | None":
-        calls, nodes, places = [], [], []
-        # Tensors like the states: what is put together here holds on to no value.
+        if zero_places(gate.weights.flatten()):
+            return None  # what is idle is for the single nodes to tell
+        # Tensors like the inputs: what is put together here holds on to no value.
         like = [x.new_empty(()).expand(x.shape) for x in inputs]
         one = inputs[0].new_ones(1)
-        states = []
-        for place, (layer, x) in enumerate(zip(layers, like, strict=True)):
-            recipe = self._recipes.of(place, layer)
-            call = None if recipe is None else gather([x], [Term(0, layer, recipe)], one)
-            if call is None or call.rest:
-                return None
-            calls.append(call)
-            # One convolution: it costs less to run it again than to keep what it gives.
-            nodes.append(call.as_node(one, [place], again=True))
-            states.append(one.expand(call.size))
+        # One convolution each: it costs less to run it again than to keep what it gives.
+        sums = [
+            Sum([Term(place, layer, self._recipes.of(place, layer))], one, again=True)
+            for place, layer in enumerate(layers)
+        ]
+        positions = []
         row = 0
         for edges in rows:
-            call = fuse_edges(edges, states, gate, row)
-            if call is None:
-                return None
-            calls.append(call)
-            weights = one.expand(len(call.places))
-            nodes.append(call.as_node(weights, range(len(inputs), len(inputs) + len(states))))
-            states.append(one.expand(call.size))
-            found = places_of(edges, gate, row)[1]
-            places.append([found[k] for k in call.places])
+            found, where = places_of(edges, gate, row)
+            terms = [edges[edge].term(len(inputs) + edge, k) for edge, k in found]
+            sums.append(Sum(terms, one.expand(len(terms))))
+            positions.append(where)
             row += len(edges)
+        planned = plan_cell(like, sums)
+        if planned is None:
+            return None
+        calls, nodes = planned
+        places = [
+            [where[k] for k in call.places]
+            for call, where in zip(calls[len(layers) :], positions, strict=True)
+        ]
         cell = ops.FusedCell(like, nodes, parts)
         return _Made.of(holders, inputs, gate, cell, calls, places, one)
 

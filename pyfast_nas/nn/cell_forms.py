@@ -12,8 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pyfast_nas.nn.forms import EdgeSum, Sum, mix, run_whole
-from pyfast_nas.nn.fusion import Recipes, Term, run_alone
+from pyfast_nas.nn.forms import EdgeSum, mix, run_whole
+from pyfast_nas.nn.fusion import Recipes, Sum, Term, run_alone
 from pyfast_nas.nn.replacement import unseen_state
 
 __all__ = ["EdgeCell", "cell_guesses"]

@@ -7,20 +7,19 @@ A form is a guess that fits the structure. Whether it is right is for a comparis
 import dataclasses
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pyfast_nas import ops
-from pyfast_nas.nn.fusion import Recipes, Term, gather
+from pyfast_nas.nn.fusion import Recipes, Sum, Term, gather, plan_cell
 
 __all__ = [
     "CellSum",
     "EdgeSum",
     "Form",
     "PartialSum",
-    "Sum",
     "guesses",
     "mix",
     "parameters_of_forward",
@@ -249,20 +248,6 @@ def mix(xs: Sequence[Tensor], terms: Sequence[Term], weights: Tensor) -> Tensor:
     return total
 
 
-class Sum(NamedTuple):
-    """One node of a cell.
-
-    Attributes:
-        terms: What it sums; an edge is a state: the inputs come first, then what stands before.
-        weights: One weight for each term.
-        again: Whether backward computes it again, rather than keeping it.
-    """
-
-    terms: Sequence[Term]
-    weights: Tensor
-    again: bool = False
-
-
 def run_whole(inputs: Sequence[Tensor], sums: Sequence[Sum]) -> Tensor | None:
     """Return the last node of a cell, run as one operator, or None where a part is a plain module.
 
@@ -275,16 +260,10 @@ def run_whole(inputs: Sequence[Tensor], sums: Sequence[Sum]) -> Tensor | None:
         >>> run_whole([torch.ones(1, 2, 4, 4)], [double]) is None  # no fused node takes a ReLU
         True
     """
-    calls, nodes, states = [], [], list(inputs)
-    for terms, weights, again in sums:
-        call = gather(states, terms, weights)
-        if call is None or call.rest:
-            return None
-        if len(call.places) < len(terms):
-            weights = weights[call.places]
-        calls.append(call)
-        nodes.append(call.as_node(weights, range(len(states)), again))
-        states.append(inputs[0].new_empty(()).expand(call.size))
+    planned = plan_cell(inputs, sums)
+    if planned is None:
+        return None
+    calls, nodes = planned
     y, statistics = ops.fused_cell(inputs, nodes, parts=1)
     for call, of_norms in zip(calls, statistics, strict=True):
         call.track(of_norms)

@@ -19,9 +19,11 @@ __all__ = [
     "FusedCall",
     "Hint",
     "Recipes",
+    "Sum",
     "Term",
     "gather",
     "is_served",
+    "plan_cell",
     "run_alone",
     "zero_places",
 ]
@@ -98,6 +100,20 @@ class Term(NamedTuple):
     recipe: Recipe | None
 
 
+class Sum(NamedTuple):
+    """One node of a cell.
+
+    Attributes:
+        terms: What it sums; an edge is a state: the inputs come first, then what stands before.
+        weights: One weight for each term.
+        again: Whether backward computes it again, rather than keeping it.
+    """
+
+    terms: Sequence[Term]
+    weights: Tensor
+    again: bool = False
+
+
 class FusedCall:
     """What one fused node takes of a sum.
 
@@ -167,15 +183,14 @@ class FusedCall:
         self.track(statistics)
         return y
 
-    def as_node(self, weights: Tensor, states: Sequence[int], again: bool = False) -> ops.Node:
-        """Return it as a node of a cell, to be run with others.
+    def as_node(self, weights: Tensor, again: bool) -> ops.Node:
+        """Return it as a node of a cell, of which its edges are states.
 
         Args:
             weights: One weight for each term that was taken.
-            states: For each edge the state of the cell that it reads.
             again: Whether backward computes its state again.
         """
-        sources = tuple(states[edge] for edge, _ in self._slots)
+        sources = tuple(edge for edge, _ in self._slots)
         return ops.Node(sources, tuple(self._strides), self._candidates, weights, again)
 
     def track(self, statistics: Tensor) -> None:
@@ -238,6 +253,27 @@ def gather(xs: Sequence[Tensor], terms: Sequence[Term], weights: Tensor) -> Fuse
     if not call.places or (call.tracks and torch._C._are_functorch_transforms_active()):
         return None
     return call
+
+
+def plan_cell(
+    inputs: Sequence[Tensor], sums: Sequence[Sum]
+) -> tuple[list[FusedCall], list[ops.Node]] | None:
+    """Return the fused nodes of a cell, or None where a part of it runs as a plain module.
+
+    Args:
+        inputs: Inputs of the cell, or tensors like them: their values are not read.
+        sums: Its nodes, in order.
+    """
+    calls, nodes, states = [], [], list(inputs)
+    for terms, weights, again in sums:
+        call = gather(states, terms, weights)
+        if call is None or call.rest:
+            return None
+        taken = weights if len(call.places) == len(terms) else weights[call.places]
+        calls.append(call)
+        nodes.append(call.as_node(taken, again))
+        states.append(inputs[0].new_empty(()).expand(call.size))
+    return calls, nodes
 
 
 def run_alone(module: nn.Module, recipe: Recipe | None, x: Tensor) -> Tensor:

@@ -14,18 +14,18 @@ from torch.autograd import forward_ad
 
 from pyfast_nas import ops
 from pyfast_nas.errors import SearchSpaceError
-from pyfast_nas.nn.fusion import FusedCall, Recipes, Term, gather, is_served, zero_places
+from pyfast_nas.nn.fusion import FusedCall, Recipes, Term, gather, is_served
 from pyfast_nas.nn.gates import GateOutput, straight_through
 from pyfast_nas.nn.primitives import Zero
 
-__all__ = ["MixedOp", "factors_of", "fuse_edges", "mix_edges", "places_of"]
+__all__ = ["MixedOp", "factors_of", "mix_edges", "places_of"]
 
 
 class MixedOp(nn.Module):
     r"""Sum candidate operations by weight: :math:`y = \sum_k w_k\, o_k(x)`.
 
     Candidates that are recognised by their structure (identity, 3x3 pooling, separable, dilated and
-    1x1 convolutions with their batch norms, factorised reductions) run together in one
+    full convolutions with their batch norms, factorised reductions) run together in one
     `pyfast_nas.ops.fused_node`, where its kernel serves; it keeps the input and no activation. The
     others run as modules: with gradients enabled their outputs are summed in one pass by
     `pyfast_nas.ops.mixed_sum`; with gradients disabled they are added up one by one and freed, so
@@ -93,7 +93,7 @@ class MixedOp(nn.Module):
         return self.candidates._modules[self.names[index]]
 
     def term(self, edge: int, index: int) -> Term:
-        """Return candidate number ``index`` as a term of a sum over edges of which this is one."""
+        """Return candidate number ``index`` as a term of a sum in which this is edge ``edge``."""
         module = self.candidate(index)
         return Term(edge, module, self._recipes.of(index, module))
 
@@ -125,10 +125,7 @@ class MixedOp(nn.Module):
 
 
 def mix_edges(
-    edges: Sequence[MixedOp],
-    inputs: Sequence[Tensor],
-    gate: GateOutput,
-    first_row: int = 0,
+    edges: Sequence[MixedOp], inputs: Sequence[Tensor], gate: GateOutput, first_row: int = 0
 ) -> Tensor:
     """Sum the mixed operations of several edges that meet in one node.
 
@@ -155,7 +152,7 @@ def mix_edges(
     weights = gate.weights.flatten()[where]
     if is_served(inputs[0], weights):
         factors = factors_of(weights, gate.straight_through)
-        call = gather(inputs, _terms(edges, places), factors)
+        call = gather(inputs, [edges[edge].term(edge, k) for edge, k in places], factors)
         if call is not None:
             taken = len(call.places) == len(places)
             first = call.run(factors if taken else factors[call.places])
@@ -164,28 +161,6 @@ def mix_edges(
             outputs = _run(edges, inputs, places, call)
             return _sum(outputs, weights[call.rest], gate.straight_through, first)
     return _sum(_run(edges, inputs, places), weights, gate.straight_through)
-
-
-def fuse_edges(
-    edges: Sequence[MixedOp], inputs: Sequence[Tensor], gate: GateOutput, first_row: int = 0
-) -> FusedCall | None:
-    """Return the fused node that computes what `mix_edges` does, without running it.
-
-    Args:
-        edges: The edges, in row order.
-        inputs: Tensors like the input of each edge; their values are not read.
-        gate: Weights of all rows of the table, none of them zero.
-        first_row: Row of the first edge.
-
-    Returns:
-        None where a part of the sum would run as a plain module, or nothing runs.
-    """
-    places, _ = places_of(edges, gate, first_row)
-    if not places or zero_places(gate.weights.flatten()):
-        return None
-    weights = gate.weights.flatten()[:1].expand(len(places))
-    call = gather(inputs, _terms(edges, places), weights)
-    return None if call is None or call.rest else call
 
 
 def places_of(
@@ -216,10 +191,6 @@ def places_of(
                 places.append((index, candidate))
                 positions.append(row * columns + column)
     return places, positions
-
-
-def _terms(edges: Sequence[MixedOp], places: Sequence[tuple[int, int]]) -> list[Term]:
-    return [edges[index].term(index, candidate) for index, candidate in places]
 
 
 def _sum(

@@ -181,14 +181,14 @@ def test_it_is_put_together_once(fused_nodes, monkeypatch):
         pytest.skip("no compiled kernels for the CPU in this installation")
     from pyfast_nas.nn import assembly
 
-    gathered = []
+    planned = []
     monkeypatch.setattr(
-        assembly, "gather", lambda *a, f=assembly.gather: gathered.append(1) or f(*a)
+        assembly, "plan_cell", lambda *a, f=assembly.plan_cell: planned.append(1) or f(*a)
     )
     cell = make()
     for _ in range(3):
         results(cell, inputs(), gate())
-    assert len(gathered) == 2  # one for each input
+    assert len(planned) == 1
     assert len(fused_nodes) == 3 * 4
 
 
