@@ -95,7 +95,7 @@ class CellCase(NetworkCase):
     """A cell behind two normal cells."""
 
     operator: ClassVar[str] = "cell"
-    providers: ClassVar[tuple[str, ...]] = PARTS
+    providers: ClassVar[tuple[str, ...]] = (*PARTS, "compile-edge", "compile-edge-channels-last")
 
     channels: int = 16
     size: int = 32
