@@ -56,10 +56,14 @@ warm-ups; guidance is one more forward pass of the whole super-net.
 """,
     "edge": """\
 One mixed edge with all eight candidates. `fused` gets channels-last as inside a network,
-`fused-nchw` has to convert.
+`fused-nchw` has to convert. What `torch.compile` takes to compile each stands in the results as
+`setup_seconds`: half a minute and more.
 """,
     "node": "Two such edges into one node.\n",
-    "cell": "A whole cell: 14 edges and the layers that align its inputs.\n",
+    "cell": """\
+A whole cell: 14 edges and the layers that align its inputs. `torch.compile` gets its edges one by
+one; `make bench-long` hands it the whole as well.
+""",
     "mixed_sum": """\
 Bound by memory traffic: forward and backward move 26 tensors, the Python loop 85 and, since caches
 read what they are about to overwrite, 31 more. Where the tensors do not fit into a cache, that
