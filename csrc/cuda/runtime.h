@@ -12,6 +12,7 @@ inline const char* cudaGetErrorString(cudaError_t status) {
 }
 
 #define PFN_DEVICE inline
+#define PFN_MEMBER inline
 
 #else
 
@@ -19,5 +20,7 @@ inline const char* cudaGetErrorString(cudaError_t status) {
 
 // Code of a kernel: a thread of a GPU runs it, or the CPU in its place.
 #define PFN_DEVICE __device__ __forceinline__
+// A member that the host calls as well.
+#define PFN_MEMBER __host__ __device__ __forceinline__
 
 #endif

@@ -211,7 +211,7 @@ def is_served(x: Tensor, weights: Tensor) -> bool:
         and x.dtype is weights.dtype
         and ops.serves_fused_node(x)
         and weights.device == x.device
-        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_autocast_enabled(x.device.type)
         and torch._C._get_tracing_state() is None
         and not (
             _module._global_forward_hooks
@@ -290,6 +290,7 @@ def zero_places(weights: Tensor) -> frozenset[int]:
     """Return where a weight is exactly zero and no derivative of it is asked for."""
     if (
         type(weights) is not Tensor  # without values, perhaps
+        or weights.device.type != "cpu"  # to ask another device is to wait for it
         or weights.requires_grad
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
