@@ -199,5 +199,5 @@ PYBIND11_MODULE(_host, m) {
   m.def("counters_per_row", &cuda::counters_per_row);
   m.def("first_item", &cuda::first_item);
   m.def("blocks_for", &cuda::blocks_for);
-  m.attr("max_grid") = cuda::kMaxGrid;
+  m.attr("max_grid") = cuda::kMaxGridX;
 }

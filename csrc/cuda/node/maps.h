@@ -55,12 +55,11 @@ template <typename T>
 struct PoolForward {
   using Acc = math::acc_t<T>;
   static constexpr int kThreads = kMapThreads;
-  struct Shared {};
+  using Shared = NothingShared;
 
   PoolUnit<T> at[kPoolUnits];
   NodeSizes sizes;
 
-  template <typename Block>
   PFN_DEVICE void run(const Block& block, Shared&) const {
     const PoolUnit<T>& unit = at[block.y()];
     const int64_t count = sizes.pixels() * sizes.channels;
@@ -100,7 +99,7 @@ template <typename T>
 struct Combine {
   using Acc = math::acc_t<T>;
   static constexpr int kThreads = kMapThreads;
-  struct Shared {};
+  using Shared = NothingShared;
 
   TermUnit<T> at[kTermUnits];
   NodeSizes sizes;
@@ -110,7 +109,6 @@ struct Combine {
   int64_t sample;  // numbers from one sample of the output to the next
   int64_t pixel;
 
-  template <typename Block>
   PFN_DEVICE void run(const Block& block, Shared&) const {
     const int64_t count = sizes.pixels() * sizes.channels;
     for (int64_t i = block.x() * kThreads + block.thread(); i < count;
@@ -177,13 +175,12 @@ template <typename T>
 struct HiddenGradient {
   using Acc = math::acc_t<T>;
   static constexpr int kThreads = kMapThreads;
-  struct Shared {};
+  using Shared = NothingShared;
 
   Units<T> units;
   Acc* out[kUnits];  // [pixels, channels]
   NodeSizes sizes;
 
-  template <typename Block>
   PFN_DEVICE void run(const Block& block, Shared&) const {
     const StageUnit<T>& unit = units.at[block.y()];
     const int64_t count = sizes.pixels() * sizes.channels;
@@ -214,7 +211,7 @@ template <typename T>
 struct InputGradient {
   using Acc = math::acc_t<T>;
   static constexpr int kThreads = kMapThreads;
-  struct Shared {};
+  using Shared = NothingShared;
 
   StageUnit<T> stages[kStagesOfInput];
   PlainUnit<T> plain[kPlainUnits];
@@ -227,7 +224,6 @@ struct InputGradient {
   int64_t sample, pixel;
   bool adds;
 
-  template <typename Block>
   PFN_DEVICE void run(const Block& block, Shared&) const {
     const int64_t count = sizes.samples * height * width * channels;
     for (int64_t i = block.x() * kThreads + block.thread(); i < count;

@@ -84,7 +84,6 @@ struct TileMoments {
   MomentsUnit<T> at[kMomentsUnits];
   NodeSizes sizes;
 
-  template <typename Block>
   PFN_DEVICE void run(const Block& block, Shared& shared) const {
     const MomentsUnit<T>& unit = at[block.y()];
     const int lane = block.thread() % kNormLanes, part = block.thread() / kNormLanes;
@@ -144,7 +143,6 @@ struct CloseMoments {
   NormUnit<T> at[kNormUnits];
   NodeSizes sizes;
 
-  template <typename Block>
   PFN_DEVICE void run(const Block& block, Shared& shared) const {
     const NormUnit<T>& norm = at[block.y()];
     const int lane = block.thread() % kNormLanes, part = block.thread() / kNormLanes;
@@ -215,7 +213,6 @@ struct Dots {
   DotsUnit<T> at[kDotsUnits];
   NodeSizes sizes;
 
-  template <typename Block>
   PFN_DEVICE void run(const Block& block, Shared& shared) const {
     const DotsUnit<T>& unit = at[block.y()];
     const int lane = block.thread() % kNormLanes, part = block.thread() / kNormLanes;
@@ -280,7 +277,6 @@ struct CloseDots {
   ThroughUnit<T> at[kThroughUnits];
   NodeSizes sizes;
 
-  template <typename Block>
   PFN_DEVICE void run(const Block& block, Shared& shared) const {
     const ThroughUnit<T>& unit = at[block.y()];
     const int lane = block.thread() % kNormLanes, part = block.thread() / kNormLanes;

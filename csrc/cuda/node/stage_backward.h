@@ -19,7 +19,6 @@ struct StageBelow {
   NodeSizes sizes;
   int pieces;
 
-  template <typename Block>
   PFN_DEVICE void run(const Block& block, Shared& shared) const {
     const StageUnit<T>& unit = units.at[block.y() / pieces];
     const int first_place = static_cast<int>(block.y() % pieces) * kC;
@@ -96,7 +95,6 @@ struct StageMatrix {
   int steps;   // the most of any stage
   int pieces;  // of output channels
 
-  template <typename Block>
   PFN_DEVICE void run(const Block& block, Shared& shared) const {
     const int64_t job = block.y() / pieces;
     const StageUnit<T>& unit = units.at[job / steps];
@@ -173,13 +171,12 @@ template <typename T>
 struct StageTaps {
   using Acc = math::acc_t<T>;
   static constexpr int kThreads = 256;
-  struct Shared {};
+  using Shared = NothingShared;
 
   Units<T> units;
   NodeSizes sizes;
   int pieces;
 
-  template <typename Block>
   PFN_DEVICE void run(const Block& block, Shared&) const {
     const StageUnit<T>& unit = units.at[block.y() / pieces];
     const int thread = block.thread();
@@ -227,11 +224,10 @@ constexpr int kPartsUnits = 64;
 template <typename T>
 struct SumParts {
   static constexpr int kThreads = 128;
-  struct Shared {};
+  using Shared = NothingShared;
 
   PartsUnit<T> at[kPartsUnits];
 
-  template <typename Block>
   PFN_DEVICE void run(const Block& block, Shared&) const {
     const PartsUnit<T>& unit = at[block.y()];
     for (int64_t i = block.x() * kThreads + block.thread(); i < unit.grad_count;

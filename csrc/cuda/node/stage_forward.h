@@ -33,7 +33,6 @@ struct StageForward {
   NodeSizes sizes;
   int pieces;  // of channels
 
-  template <typename Block>
   PFN_DEVICE void run(const Block& block, Shared& shared) const {
     const StageUnit<T>& unit = units.at[block.y() / pieces];
     const int first_channel = static_cast<int>(block.y() % pieces) * kC;
