@@ -63,7 +63,10 @@ def _readable(names: list[str]) -> list[str]:
     # nvcc gives each unnamed namespace the name of its file and a number.
     text = re.sub(r"\(anonymous namespace\)::|_GLOBAL__N__\w+::|_INTERNAL_\w+::", "", text)
     text = re.sub(r"pfn::(cuda|math)::", "", text)
-    return [re.sub(r"^void run_kernel<(.*?) ?>\(.*\)$", r"\1", line) for line in text.splitlines()]
+    return [
+        re.sub(r"^void run_kernel(?:_at_once)?<(.*?) ?>\(.*\)$", r"\1", line)
+        for line in text.splitlines()
+    ]
 
 
 def main() -> None:

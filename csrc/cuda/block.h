@@ -2,6 +2,7 @@
 // arguments with
 //
 //   static constexpr int kThreads;                               // threads of a block
+//   static constexpr int kBlocks;  // perhaps: blocks that a multiprocessor is to hold at once
 //   struct Shared;                                               // what they share, trivial
 //   PFN_DEVICE void run(const Block& block, Shared& shared) const;
 //
@@ -10,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/geometry.h"
 #include "cuda/runtime.h"
@@ -63,11 +65,33 @@ class Block {
   }
 };
 
+template <typename Kernel, typename = void>
+struct NamesBlocks : std::false_type {};
+template <typename Kernel>
+struct NamesBlocks<Kernel, std::void_t<decltype(Kernel::kBlocks)> > : std::true_type {};
+
 template <typename Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads)
     run_kernel(const __grid_constant__ Kernel kernel) {
   __shared__ typename Kernel::Shared shared;
   kernel.run(Block{}, shared);
+}
+template <typename Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
+    run_kernel_at_once(const __grid_constant__ Kernel kernel) {
+  __shared__ typename Kernel::Shared shared;
+  kernel.run(Block{}, shared);
+}
+
+// How many registers a thread gets follows from the blocks at once: those that the kernel names, or
+// as many as the compiler thinks best.
+template <typename Kernel>
+const void* global_function() {
+  if constexpr (NamesBlocks<Kernel>::value) {
+    return reinterpret_cast<const void*>(run_kernel_at_once<Kernel>);
+  } else {
+    return reinterpret_cast<const void*>(run_kernel<Kernel>);
+  }
 }
 
 // Runs it on a grid of x times y blocks; nothing where there are none.
@@ -79,7 +103,7 @@ cudaError_t launch(const Kernel& kernel, int64_t x, int64_t y, cudaStream_t stre
   if (x > kMaxGridX || y > kMaxGridY) return cudaErrorInvalidConfiguration;
   const dim3 grid(static_cast<unsigned>(x), static_cast<unsigned>(y));
   void* arguments[] = {const_cast<Kernel*>(&kernel)};
-  cudaLaunchKernel(run_kernel<Kernel>, grid, dim3(Kernel::kThreads), arguments, 0, stream);
+  cudaLaunchKernel(global_function<Kernel>(), grid, dim3(Kernel::kThreads), arguments, 0, stream);
   return cudaGetLastError();
 }
 

@@ -1,4 +1,4 @@
-"""How the CUDA kernels of a fused node share out pixels, run by the C++ compiler's program alone."""
+"""How the CUDA kernels of a fused node share out pixels, by a program that g++ compiles alone."""
 
 import shutil
 import subprocess

@@ -104,8 +104,7 @@ PFN_DEVICE void gather_z(const StageUnit<T>& unit,
     const int tap_row = unit.is_full ? product / unit.size : 0;
     const int tap_column = unit.is_full ? product % unit.size : 0;
     const int offset = unit.is_full ? -unit.reach() : product;
-    const auto row =
-        input.row(strip.row * unit.stride + tap_row * unit.dilation + offset);
+    const auto row = input.row(strip.row * unit.stride + tap_row * unit.dilation + offset);
 #pragma unroll
     for (int o = 0; o < kStrip; ++o) {
       z[o] = input.at(row, (strip.column + o) * unit.stride + tap_column * unit.dilation + offset);

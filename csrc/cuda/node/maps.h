@@ -210,7 +210,7 @@ constexpr int kPlainUnits = 24, kStagesOfInput = 12;
 template <typename T>
 struct InputGradient {
   using Acc = math::acc_t<T>;
-  static constexpr int kThreads = kMapThreads;
+  static constexpr int kThreads = kMapThreads, kBlocks = 4;
   using Shared = NothingShared;
 
   StageUnit<T> stages[kStagesOfInput];

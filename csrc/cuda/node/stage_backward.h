@@ -13,7 +13,7 @@ struct StageBelow {
   using Acc = math::acc_t<T>;
   using Shape = TileShape<kC>;
   using Shared = Operands<Acc, kC>;
-  static constexpr int kThreads = Shape::kThreads;
+  static constexpr int kThreads = Shape::kThreads, kBlocks = sizeof(Acc) == 8 ? 1 : 3;
 
   Units<T> units;
   NodeSizes sizes;
@@ -77,7 +77,7 @@ PFN_HD int64_t split_begin(int64_t count, int64_t index, int64_t splits) {
 template <typename T, int kC>
 struct StageMatrix {
   using Acc = math::acc_t<T>;
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = 256, kBlocks = sizeof(Acc) == 8 ? 1 : 2;
   static constexpr int kStripsAtOnce = 16, kPixels = kStripsAtOnce * kStrip, kRow = kPixels + 4;
   // Threads that hold four by four of the same numbers, for different pixels.
   static constexpr int kGroup = kDepth / 4 * (kC / 4), kGroups = kThreads / kGroup;
@@ -170,7 +170,7 @@ struct StageMatrix {
 template <typename T>
 struct StageTaps {
   using Acc = math::acc_t<T>;
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = 256, kBlocks = 4;
   using Shared = NothingShared;
 
   Units<T> units;

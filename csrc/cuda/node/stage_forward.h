@@ -27,7 +27,7 @@ struct StageForward {
   using Acc = math::acc_t<T>;
   using Shape = TileShape<kC>;
   using Shared = Operands<Acc, kC>;
-  static constexpr int kThreads = Shape::kThreads;
+  static constexpr int kThreads = Shape::kThreads, kBlocks = sizeof(Acc) == 8 ? 1 : 3;
 
   Units<T> units;
   NodeSizes sizes;
