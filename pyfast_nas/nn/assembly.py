@@ -22,7 +22,7 @@ from pyfast_nas.nn.fusion import (
     zero_places,
 )
 from pyfast_nas.nn.gates import GateOutput
-from pyfast_nas.nn.mixed_op import MixedOp, factors_of, places_of
+from pyfast_nas.nn.mixed_op import MixedOp, factors_of, index_of, places_of
 from pyfast_nas.nn.recipes import Recipe
 
 __all__ = ["Assembly"]
@@ -134,14 +134,14 @@ class _Made(NamedTuple):
         one: Tensor,
     ) -> "_Made":
         recipes = [recipe for call in calls for recipe in call.recipes]
-        where = torch.tensor([place for node in places for place in node])
+        where = [place for node in places for place in node]
         return cls(
             _key(inputs, gate),
             tuple(tuple(holder.values()) for holder in holders),
             tuple((recipe, recipe.state()) for recipe in recipes),
             cell,
             tuple(calls),
-            where.to(gate.weights.device, non_blocking=True),
+            index_of(where, gate.weights.device),
             tuple(map(len, places)),
             one,
         )
