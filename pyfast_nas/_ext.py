@@ -39,7 +39,7 @@ MODES = ("auto", "reference", "require")
 # The differentiable operators a user can name; each has its backward beside it.
 OPERATORS = ("mixed_sum", "gumbel_topk", "philox_uniform", "norm_mixed_sum", "fused_node")
 # Those with kernels for the CPU alone: plain PyTorch operations serve CUDA tensors.
-CPU_ONLY = ("norm_mixed_sum", "fused_node")
+CPU_ONLY = ("fused_node",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
