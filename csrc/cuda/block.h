@@ -1,9 +1,9 @@
 // What a kernel knows of its place in a launch, and how it is launched. A kernel is a struct of its
 // arguments with
 //
-//   static constexpr int kThreads;                                     // threads of a block
-//   struct Shared;                                                     // what they share, trivial
-//   template <typename Block> PFN_DEVICE void run(const Block& block, Shared& shared) const;
+//   static constexpr int kThreads;                               // threads of a block
+//   struct Shared;                                               // what they share, trivial
+//   PFN_DEVICE void run(const Block& block, Shared& shared) const;
 //
 // nvcc makes a __global__ function of it. A build with PFN_TWIN runs the same lines on the CPU:
 // every thread is a fiber, and barriers and shuffles are where they change places (twin/block.h).
@@ -14,12 +14,20 @@
 #include "cuda/geometry.h"
 #include "cuda/runtime.h"
 
+namespace pfn::cuda {
+
+// The Shared of a kernel whose threads have nothing to tell each other.
+struct NothingShared {};
+
+}  // namespace pfn::cuda
+
 #if defined(PFN_TWIN)
 
 #include "twin/block.h"
 
 namespace pfn::cuda {
 
+using twin::Block;
 using twin::launch;
 
 }  // namespace pfn::cuda
@@ -34,6 +42,7 @@ class Block {
   __device__ __forceinline__ int thread() const { return static_cast<int>(threadIdx.x); }
   __device__ __forceinline__ int64_t x() const { return blockIdx.x; }
   __device__ __forceinline__ int64_t y() const { return blockIdx.y; }
+  // Blocks along x.
   __device__ __forceinline__ int64_t blocks() const { return gridDim.x; }
 
   // Barriers of the block, and of a warp.
@@ -64,9 +73,13 @@ __global__ void __launch_bounds__(Kernel::kThreads)
 // Runs it on a grid of x times y blocks; nothing where there are none.
 template <typename Kernel>
 cudaError_t launch(const Kernel& kernel, int64_t x, int64_t y, cudaStream_t stream) {
+  static_assert(sizeof(typename Kernel::Shared) <= kMaxSharedBytes);
+  static_assert(sizeof(Kernel) <= kMaxArgumentBytes);
   if (x == 0 || y == 0) return cudaSuccess;
+  if (x > kMaxGridX || y > kMaxGridY) return cudaErrorInvalidConfiguration;
   const dim3 grid(static_cast<unsigned>(x), static_cast<unsigned>(y));
-  run_kernel<Kernel><<<grid, Kernel::kThreads, 0, stream>>>(kernel);
+  void* arguments[] = {const_cast<Kernel*>(&kernel)};
+  cudaLaunchKernel(run_kernel<Kernel>, grid, dim3(Kernel::kThreads), arguments, 0, stream);
   return cudaGetLastError();
 }
 

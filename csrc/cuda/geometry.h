@@ -1,6 +1,7 @@
 // Launch geometry as pure functions: g++ compiles and tests what a launch on a GPU relies on.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "math/macros.h"
@@ -10,6 +11,13 @@ namespace pfn::cuda {
 constexpr int kThreads = 256;
 constexpr int kWarpSize = 32;
 constexpr int kVectorBytes = 16;
+
+// What one launch takes on every GPU: blocks in x and y, shared memory that need not be asked for,
+// arguments.
+constexpr int64_t kMaxGridX = (int64_t{1} << 31) - 1;
+constexpr int64_t kMaxGridY = 65535;
+constexpr std::size_t kMaxSharedBytes = std::size_t{48} << 10;
+constexpr std::size_t kMaxArgumentBytes = 4096;
 
 // Blocks of a forward launch; each strides over the rest. Well below the limit of 2^31 - 1.
 constexpr int64_t kMaxBlocks = 8192;

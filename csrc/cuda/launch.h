@@ -2,11 +2,10 @@
 // return cudaGetLastError(), do nothing for no elements and allocate nothing.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <cstdint>
 
 #include "cuda/geometry.h"
+#include "cuda/runtime.h"
 #include "math/accumulate.h"
 #include "math/limits.h"
 

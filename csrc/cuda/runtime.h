@@ -4,14 +4,28 @@
 #if defined(PFN_TWIN)
 
 #include <cmath>
+#include <cstddef>
+#include <cstdlib>
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorInvalidConfiguration = 9
+};
 inline const char* cudaGetErrorString(cudaError_t status) {
-  return status == cudaSuccess ? "no error" : "a kernel failed on its CPU twin";
+  return status == cudaErrorInvalidConfiguration ? "invalid configuration argument"
+                                                 : "out of memory";
+}
+
+enum : unsigned { cudaHostAllocPortable = 1, cudaHostAllocMapped = 2 };
+inline cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
+  *memory = std::malloc(bytes);
+  return *memory != nullptr ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 
 #define PFN_DEVICE inline
+#define PFN_DEVICE_CALLED __attribute__((noinline))
 
 #else
 
@@ -19,5 +33,7 @@ inline const char* cudaGetErrorString(cudaError_t status) {
 
 // Code of a kernel: a thread of a GPU runs it, or the CPU in its place.
 #define PFN_DEVICE __device__ __forceinline__
+// The same out of line, with registers of its own.
+#define PFN_DEVICE_CALLED __device__ __noinline__
 
 #endif

@@ -242,5 +242,5 @@ PYBIND11_MODULE(_host, m) {
   m.def("norm_shares", &norm_shares);
   m.def("norm_takes_width", &cuda::norm_takes_width);
   m.def("norm_adding_steps", &cuda::norm_adding_steps);
-  m.attr("max_grid") = cuda::kMaxGrid;
+  m.attr("max_grid") = cuda::kMaxGridX;
 }
