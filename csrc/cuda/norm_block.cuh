@@ -1,4 +1,4 @@
-// What the kernels of norm_mixed_sum share: packs of pointers, numbers of any type, sums over the
+// What the kernels of norm_mixed_sum share: numbers of any type, sums over the
 // threads of a block.
 #pragma once
 
@@ -8,25 +8,13 @@
 
 #include "cuda/block.h"
 #include "cuda/norm_launch.h"
+#include "cuda/pack.h"
 #include "cuda/vector_io.cuh"
 #include "math/accumulate.h"
 
 namespace pfn::cuda {
 
 constexpr int kWarps = kThreads / kWarpSize;
-
-// What a launch is given for each candidate, in its parameter block.
-template <typename T>
-struct NormPack {
-  T at[math::kMaxCudaOps];
-};
-
-template <typename T>
-NormPack<T> norm_pack(const T* values, int num_ops) {
-  NormPack<T> pack{};
-  for (int k = 0; k < num_ops; ++k) pack.at[k] = values[k];
-  return pack;
-}
 
 PFN_DEVICE double read_number(const void* from, NumberType type, int64_t index) {
   switch (type) {

@@ -11,10 +11,6 @@
 
 namespace pfn::cuda {
 
-inline bool is_aligned(const void* pointer) {
-  return reinterpret_cast<std::uintptr_t>(pointer) % kVectorBytes == 0;
-}
-
 // The storage type of a small tensor that is read number by number.
 enum class NumberType : uint8_t { float64, float32, float16, bfloat16 };
 

@@ -26,7 +26,7 @@ struct NormStatistics {
   };
 
   NormTiles tiles;
-  NormPack<const X*> xs;
+  Pack<const X*> xs;
   double* partial;
 
   struct Sums {
@@ -143,7 +143,7 @@ struct NormMerge {
   };
 
   NormTiles tiles;
-  NormPack<NormOperand> operands;
+  Pack<NormOperand> operands;
   const double* partial;
   const void* weights;
   double* statistics;
@@ -253,7 +253,7 @@ struct NormSum {
   using Acc = acc_t<X>;
 
   NormTiles tiles;
-  NormPack<const X*> xs;
+  Pack<const X*> xs;
   const Acc* table;
   const Acc* start;
   Out* out;
@@ -327,9 +327,9 @@ struct NormSum {
 template <typename X>
 cudaError_t launch_norm_statistics(
     const NormTiles& tiles, const X* const* xs, double* partial, int num_ops, cudaStream_t stream) {
-  const auto pack = norm_pack(xs, num_ops);
+  const auto packed = pack(xs, num_ops);
   return norm_dispatch<X>(tiles, [&](auto width, auto runs) {
-    const NormStatistics<X, decltype(width)::value, decltype(runs)::value> kernel{tiles, pack,
+    const NormStatistics<X, decltype(width)::value, decltype(runs)::value> kernel{tiles, packed,
                                                                                   partial};
     return launch(kernel, norm_blocks(tiles), num_ops, stream);
   });
@@ -339,7 +339,7 @@ template <typename X>
 cudaError_t launch_norm_merge(const NormTiles& tiles,
                               const NormMergeLaunch<X>& args,
                               cudaStream_t stream) {
-  const NormMerge<X> kernel{tiles,           norm_pack(args.operands, args.num_ops),
+  const NormMerge<X> kernel{tiles,           pack(args.operands, args.num_ops),
                             args.partial,    args.weights,
                             args.statistics, args.table,
                             args.num_ops,    args.weights_type};
@@ -354,10 +354,10 @@ cudaError_t launch_norm_sum(const NormTiles& tiles,
                             Out* out,
                             int num_ops,
                             cudaStream_t stream) {
-  const auto pack = norm_pack(xs, num_ops);
+  const auto packed = pack(xs, num_ops);
   return norm_dispatch<X>(tiles, [&](auto width, auto runs) {
     const NormSum<X, Out, decltype(width)::value, decltype(runs)::value> kernel{
-        tiles, pack, table, start, out, num_ops};
+        tiles, packed, table, start, out, num_ops};
     return launch(kernel, norm_blocks(tiles), 1, stream);
   });
 }

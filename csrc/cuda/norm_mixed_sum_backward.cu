@@ -27,8 +27,8 @@ struct NormDots {
   };
 
   NormTiles tiles;
-  NormPack<const X*> xs;
-  NormPack<const double*> means;
+  Pack<const X*> xs;
+  Pack<const double*> means;
   const Y* grad;
   Acc* partial;
   Acc* total;
@@ -113,7 +113,7 @@ struct NormGradients {
   };
 
   NormTiles tiles;
-  NormPack<NormGradientOperand> operands;
+  Pack<NormGradientOperand> operands;
   const Acc* partial;
   const Acc* total;
   const void* weights;
@@ -225,8 +225,8 @@ struct NormScatter {
   using Acc = acc_t<X>;
 
   NormTiles tiles;
-  NormPack<const X*> xs;
-  NormPack<X*> grad_xs;
+  Pack<const X*> xs;
+  Pack<X*> grad_xs;
   const Y* grad;
   const Acc* table;
   int num_ops;
@@ -325,13 +325,13 @@ cudaError_t launch_norm_dots(const NormTiles& tiles,
                              acc_t<X>* total,
                              int num_ops,
                              cudaStream_t stream) {
-  const auto pack = norm_pack(xs, num_ops);
-  const auto mean_pack = norm_pack(means, num_ops);
+  const auto packed = pack(xs, num_ops);
+  const auto packed_means = pack(means, num_ops);
   // One group even without candidates: for the sums of grad.
   const int groups = num_ops > 0 ? (num_ops + kDots - 1) / kDots : 1;
   return norm_dispatch<X>(tiles, [&](auto width, auto runs) {
     const NormDots<X, Y, decltype(width)::value, decltype(runs)::value> kernel{
-        tiles, pack, mean_pack, grad, partial, total, num_ops, groups};
+        tiles, packed, packed_means, grad, partial, total, num_ops, groups};
     return launch(kernel, norm_blocks(tiles) * groups, 1, stream);
   });
 }
@@ -340,7 +340,7 @@ template <typename Acc>
 cudaError_t launch_norm_gradients(const NormTiles& tiles,
                                   const NormGradientsLaunch<Acc>& args,
                                   cudaStream_t stream) {
-  const NormGradients<Acc> kernel{tiles,           norm_pack(args.operands, args.num_ops),
+  const NormGradients<Acc> kernel{tiles,           pack(args.operands, args.num_ops),
                                   args.partial,    args.total,
                                   args.weights,    args.statistics,
                                   args.of_weights, args.table,
@@ -366,8 +366,8 @@ cudaError_t launch_norm_scatter(const NormTiles& tiles,
                                 X* const* grad_xs,
                                 int num_ops,
                                 cudaStream_t stream) {
-  const auto from = norm_pack(xs, num_ops);
-  const auto to = norm_pack(grad_xs, num_ops);
+  const auto from = pack(xs, num_ops);
+  const auto to = pack(grad_xs, num_ops);
   return norm_dispatch<X>(tiles, [&](auto width, auto runs) {
     const NormScatter<X, Y, decltype(width)::value, decltype(runs)::value> kernel{
         tiles, from, to, grad, table, num_ops};

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cuda/norm_launch.h"
+#include "cuda/pack.h"
 #include "registration/mixed_args.h"
 #include "registration/norm_args.h"
 
@@ -43,13 +44,6 @@ class Contiguous {
  private:
   std::vector<Tensor> tensors_;
 };
-
-template <typename T>
-Tensor scratch(const Tensor& like, int64_t count) {
-  const auto dtype =
-      sizeof(T) == 8 ? torch::headeronly::ScalarType::Double : torch::headeronly::ScalarType::Float;
-  return torch::stable::new_empty(like, {count}, dtype);
-}
 
 // What a call runs over, with the width of its vectors: 16 bytes where shape and pointers allow it.
 class Shares {
