@@ -229,20 +229,27 @@ struct NormMerge {
   // too large for the type they are accumulated in.
   PFN_DEVICE Moments exact(const Block& block, const X* x, int64_t channel) const {
     const int lane = block.thread() % kWarpSize;
-    const int64_t values = norm_values(tiles);
-    const auto value_at = [&](int64_t i) {
-      const int64_t run = i / tiles.inner * tiles.channels + channel;
-      return static_cast<double>(math::widen(x[run * tiles.inner + i % tiles.inner]));
-    };
+    const double count = static_cast<double>(norm_values(tiles));
     double sum = 0.0;
-    for (int64_t i = lane; i < values; i += kWarpSize) sum += value_at(i);
-    const double mean = norm_warp_sum(block, sum) / static_cast<double>(values);
+    for_each_value(x, channel, lane, [&](double value) { sum += value; });
+    const double mean = norm_warp_sum(block, sum) / count;
     double squares = 0.0;
-    for (int64_t i = lane; i < values; i += kWarpSize) {
-      const double distance = value_at(i) - mean;
-      squares += distance * distance;
+    for_each_value(x, channel, lane,
+                   [&](double value) { squares += (value - mean) * (value - mean); });
+    return {mean, norm_warp_sum(block, squares) / count};
+  }
+
+  // The lanes of a warp share out each run of a channel where it is long, else the samples.
+  template <typename Function>
+  PFN_DEVICE void for_each_value(const X* x, int64_t channel, int lane, Function&& function) const {
+    const bool is_long = tiles.inner >= kWarpSize;
+    const int sample_step = is_long ? 1 : kWarpSize, value_step = is_long ? kWarpSize : 1;
+    for (int64_t sample = is_long ? 0 : lane; sample < tiles.outer; sample += sample_step) {
+      const X* run = x + sample * tiles.row + channel * tiles.inner;
+      for (int64_t i = is_long ? lane : 0; i < tiles.inner; i += value_step) {
+        function(static_cast<double>(math::widen(run[i])));
+      }
     }
-    return {mean, norm_warp_sum(block, squares) / static_cast<double>(values)};
   }
 };
 
