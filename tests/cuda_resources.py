@@ -40,10 +40,23 @@ def measure(tools: build.Toolchain) -> dict[str, object]:
     return {"nvcc": tools.nvcc_version, "kernels": kernels}
 
 
+def write(record: dict[str, object]) -> str:
+    """Return the record as JSON with a line for each kernel."""
+    return (
+        re.sub(r"\{\s+(\"registers[^}]*?)\s+\}", _on_one_line, json.dumps(record, indent=2)) + "\n"
+    )
+
+
+def _on_one_line(match: re.Match) -> str:
+    return "{" + re.sub(r"\s+", " ", match[1]) + "}"
+
+
 def parse(report: str) -> dict[str, dict[str, int]]:
     """Return the numbers of each kernel, by its name in C++."""
     found = list(_KERNEL.finditer(report))
     names = _readable([match["name"] for match in found])
+    if len(set(names)) < len(names):
+        raise build.BuildError("two kernels have one name, so their numbers cannot be told apart")
     return {
         name: {
             "registers": int(match["registers"]),
@@ -51,7 +64,7 @@ def parse(report: str) -> dict[str, dict[str, int]]:
             "spills": int(match["stores"]) + int(match["loads"]),
             "stack": int(match["stack"]),
         }
-        for name, match in sorted(zip(names, found, strict=True))
+        for name, match in sorted(zip(names, found, strict=True), key=lambda pair: pair[0])
     }
 
 
@@ -69,7 +82,7 @@ def _readable(names: list[str]) -> list[str]:
 def main() -> None:
     """Write the record of this compiler."""
     record = measure(build.find_toolchain())
-    RECORD.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+    RECORD.write_text(write(record))
 
 
 if __name__ == "__main__":

@@ -220,7 +220,7 @@ PFN_DEVICE_CALLED T conditional_ranks(const GumbelTopkBackwardLaunch<T>& args,
 
 // One block a row; the same formulas as on the CPU.
 template <typename T, int kBlock>
-struct Backward {
+struct SampleBackward {
   static constexpr int kThreads = kBlock;
   struct Shared : WarpValues<T, kBlock> {
     T carried;
@@ -355,9 +355,9 @@ cudaError_t launch_gumbel_topk_backward(const GumbelTopkBackwardLaunch<T>& args,
                                         cudaStream_t stream) {
   const int64_t blocks = blocks_for(args.rows, 1, kMaxGridX);
   if (threads_per_row(args.columns) == kWarpSize) {
-    return launch(Backward<T, kWarpSize>{args}, blocks, 1, stream);
+    return launch(SampleBackward<T, kWarpSize>{args}, blocks, 1, stream);
   }
-  return launch(Backward<T, kThreads>{args}, blocks, 1, stream);
+  return launch(SampleBackward<T, kThreads>{args}, blocks, 1, stream);
 }
 
 cudaError_t launch_philox_uniform(const int64_t* seed,

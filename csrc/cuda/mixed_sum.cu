@@ -137,7 +137,8 @@ struct MixedSumBackward {
       const int k = first + j;
       if (k >= num_ops) break;
       if constexpr (kDots) add_dot(block, shared, k, part, x[j]);
-      if (grad_xs.at[k] != nullptr) scatter(k, part);
+      X* to = grad_xs.at[k];
+      if (to != nullptr) scatter(math::widen(weights[k]), part, to);
     }
   }
 
@@ -159,8 +160,7 @@ struct MixedSumBackward {
     if (lane == 0) shared.sums[warp][k] += dot;
   }
 
-  PFN_DEVICE void scatter(int k, const Part& part) const {
-    const Acc weight = math::widen(weights[k]);
+  PFN_DEVICE void scatter(Acc weight, const Part& part, X* to) const {
 #pragma unroll
     for (int v = 0; v < kVectorsPerThread; ++v) {
       Values<X, kWidth> result;
@@ -168,7 +168,7 @@ struct MixedSumBackward {
       for (int i = 0; i < kWidth; ++i) {
         math::narrow(weight * math::widen(part.g[v].values[i]), &result.values[i]);
       }
-      result.store_up_to(grad_xs.at[k] + part.at[v], numel - part.at[v]);
+      result.store_up_to(to + part.at[v], numel - part.at[v]);
     }
   }
 

@@ -1,9 +1,5 @@
-// A checked longjmp refuses to change stacks.
-#undef _FORTIFY_SOURCE
-
 #include "cuda/block.h"
 
-#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdlib>
@@ -18,7 +14,6 @@ namespace pfn::twin {
 namespace {
 
 constexpr std::size_t kStackBytes = std::size_t{128} << 10;
-constexpr std::size_t kSlotBytes = 8;
 
 enum class Order { forward, backward, random };
 
@@ -31,175 +26,160 @@ Order read_order() {
   throw std::runtime_error("PFN_TWIN_ORDER must be forward, backward or random, got " + name);
 }
 
-// The n-th of count things; the random order, an affine map, is another one at every turn.
-int64_t nth(int64_t n, int64_t count, int64_t turn) {
-  static const Order order = read_order();
-  if (order == Order::forward) return n;
-  if (order == Order::backward) return count - 1 - n;
-  int64_t factor = 7919 + 2 * (turn % 1000);
-  while (std::gcd(factor, count) != 1) ++factor;
-  return (n * factor + 104729 * turn) % count;
-}
-
-// What a thread brought along to its last two barriers of one kind: nobody is further ahead.
-struct Slots {
-  alignas(kSlotBytes) unsigned char bytes[2][kSlotBytes];
-  int barriers = 0;
+// Where a fiber goes on, or the scheduler: what the compiler's own setjmp keeps. It takes a tenth
+// of the time of swapcontext(), which asks the operating system for its signals.
+struct Place {
+  void* kept[5];
 };
+
+__attribute__((noinline, noreturn)) void go_to(Place& place) { __builtin_longjmp(place.kept, 1); }
+
+// Comes back when somebody goes to `from`.
+__attribute__((noinline)) void change(Place& from, Place& to) {
+  if (__builtin_setjmp(from.kept) == 0) go_to(to);
+}
 
 struct Fiber {
   ucontext_t start;
-  jmp_buf place;
+  Place place;
   std::unique_ptr<unsigned char[]> stack;
-  Slots slots[2];
-  Waits waits = Waits::nothing;
-  int line = 0;
   bool is_new = true;
-  bool is_done = true;
 };
 
-// The fibers of one thread of the CPU, kept between blocks.
-struct Pool {
-  std::vector<std::unique_ptr<Fiber>> fibers;
-  jmp_buf scheduler;
-  const std::function<void(int)>* body = nullptr;
-  int current = 0;
-  int64_t turn = 0;
-  std::exception_ptr failure;
-
-  Fiber& at(int thread) { return *fibers[static_cast<std::size_t>(thread)]; }
-  Fiber& running() { return at(current); }
-};
-
-Pool& pool() {
-  static thread_local Pool pool;
-  return pool;
+// The same for a fiber that has not run.
+__attribute__((noinline)) void begin(Fiber& fiber, void (*life)(), Place& from) {
+  fiber.is_new = false;
+  fiber.stack.reset(new unsigned char[kStackBytes]);
+  getcontext(&fiber.start);
+  fiber.start.uc_stack.ss_sp = fiber.stack.get();
+  fiber.start.uc_stack.ss_size = kStackBytes;
+  fiber.start.uc_link = nullptr;
+  makecontext(&fiber.start, life, 0);
+  if (__builtin_setjmp(from.kept) == 0) setcontext(&fiber.start);
 }
 
-// Comes back when somebody jumps to `from`. Takes a tenth of the time of swapcontext(), which asks
-// the operating system for its signals.
-void change(jmp_buf& from, jmp_buf& to) {
-  if (_setjmp(from) == 0) _longjmp(to, 1);
+}  // namespace
+
+struct Fibers::Places {
+  std::vector<std::unique_ptr<Fiber>> fibers;
+  Place scheduler;
+  int current = 0;
+  const std::function<void(int)>* body = nullptr;
+  std::exception_ptr failure;
+
+  Fiber& running() { return *fibers[static_cast<std::size_t>(current)]; }
+};
+
+Sequence::Sequence(int64_t count, int64_t turn) : count_(count), at_(0), step_(1) {
+  static const Order order = read_order();
+  if (order == Order::backward) at_ = step_ = count - 1;
+  if (order == Order::random && count > 0) {
+    step_ = 7919 + 2 * (turn % 1000);
+    while (std::gcd(step_, count) != 1) ++step_;
+    step_ %= count;
+    at_ = turn % count;
+  }
+}
+
+Fibers::Fibers() : places_(new Places) {}
+Fibers::~Fibers() { delete places_; }
+
+Fibers& Fibers::here() {
+  static thread_local Fibers fibers;
+  return fibers;
 }
 
 // A fiber's whole life: one thread of each block.
-void run_fiber() {
-  Pool& all = pool();
+void Fibers::live() {
+  Fibers& all = here();
+  Places& places = *all.places_;
   for (;;) {
-    Fiber& fiber = all.running();
+    const int thread = places.current;
     try {
-      (*all.body)(all.current);
+      (*places.body)(thread);
     } catch (...) {
-      all.failure = std::current_exception();
+      places.failure = std::current_exception();
     }
-    fiber.is_done = true;
-    change(fiber.place, all.scheduler);
+    all.threads_[thread].is_done = true;
+    change(places.running().place, places.scheduler);
   }
-}
-
-std::unique_ptr<Fiber> make_fiber() {
-  auto fiber = std::make_unique<Fiber>();
-  fiber->stack.reset(new unsigned char[kStackBytes]);
-  getcontext(&fiber->start);
-  fiber->start.uc_stack.ss_sp = fiber->stack.get();
-  fiber->start.uc_stack.ss_size = kStackBytes;
-  fiber->start.uc_link = nullptr;
-  makecontext(&fiber->start, run_fiber, 0);
-  return fiber;
 }
 
 // Runs a thread to its next barrier or its end.
-void resume(Pool& all, int thread) {
-  all.current = thread;
-  Fiber& fiber = all.running();
-  if (_setjmp(all.scheduler) == 0) {
-    if (!fiber.is_new) _longjmp(fiber.place, 1);
-    fiber.is_new = false;
-    setcontext(&fiber.start);
+void Fibers::resume(int thread) {
+  places_->current = thread;
+  Fiber& fiber = places_->running();
+  if (fiber.is_new) {
+    begin(fiber, live, places_->scheduler);
+  } else {
+    change(places_->scheduler, fiber.place);
   }
-  if (all.failure != nullptr) std::rethrow_exception(all.failure);
+  if (places_->failure != nullptr) std::rethrow_exception(places_->failure);
 }
 
 // Lets go the threads from first to last where all wait for each other.
-bool release(Pool& all, int first, int last, Waits what) {
+bool Fibers::release(int first, int last, Waits what) {
   for (int thread = first; thread < last; ++thread) {
-    if (all.at(thread).is_done || all.at(thread).waits != what) return false;
-    const int line = all.at(thread).line, other = all.at(first).line;
+    if (threads_[thread].is_done || threads_[thread].waits != what) return false;
+    const int line = threads_[thread].line, other = threads_[first].line;
     if (line != other) {
       throw std::runtime_error("threads wait at different barriers, in lines " +
                                std::to_string(other) + " and " + std::to_string(line));
     }
   }
-  for (int thread = first; thread < last; ++thread) all.at(thread).waits = Waits::nothing;
+  for (int thread = first; thread < last; ++thread) threads_[thread].waits = Waits::nothing;
   return true;
 }
 
 // Runs a warp until its threads are done or wait for other warps.
-void run_warp(Pool& all, int first) {
+void Fibers::run_warp(int first) {
   do {
-    const int64_t turn = all.turn++;
+    Sequence lanes(cuda::kWarpSize, ++turn_);
     for (int n = 0; n < cuda::kWarpSize; ++n) {
-      const int thread = first + static_cast<int>(nth(n, cuda::kWarpSize, turn));
-      const Fiber& fiber = all.at(thread);
-      if (!fiber.is_done && fiber.waits == Waits::nothing) resume(all, thread);
+      const int thread = first + static_cast<int>(lanes.next());
+      if (!threads_[thread].is_done && threads_[thread].waits == Waits::nothing) resume(thread);
     }
-  } while (release(all, first, first + cuda::kWarpSize, Waits::warp));
+  } while (release(first, first + cuda::kWarpSize, Waits::warp));
 }
 
-void run_threads(Pool& all, int threads) {
+void Fibers::run_warps(int threads) {
   do {
-    const int64_t turn = all.turn++;
-    const int warps = threads / cuda::kWarpSize;
-    for (int n = 0; n < warps; ++n) {
-      run_warp(all, static_cast<int>(nth(n, warps, turn)) * cuda::kWarpSize);
+    Sequence warps(threads / cuda::kWarpSize, ++turn_);
+    for (int n = 0; n < threads / cuda::kWarpSize; ++n) {
+      run_warp(static_cast<int>(warps.next()) * cuda::kWarpSize);
     }
-  } while (release(all, 0, threads, Waits::block));
+  } while (release(0, threads, Waits::block));
   for (int thread = 0; thread < threads; ++thread) {
-    if (!all.at(thread).is_done) {
+    if (!threads_[thread].is_done) {
       throw std::runtime_error("a barrier that not every thread comes to, in line " +
-                               std::to_string(all.at(thread).line));
+                               std::to_string(threads_[thread].line));
     }
   }
 }
 
-}  // namespace
-
-void run_block(int threads, const std::function<void(int thread)>& body) {
-  Pool& all = pool();
-  while (all.fibers.size() < static_cast<std::size_t>(threads)) {
-    all.fibers.push_back(make_fiber());
+void Fibers::run(int threads, const std::function<void(int thread)>& body) {
+  while (places_->fibers.size() < static_cast<std::size_t>(threads)) {
+    places_->fibers.push_back(std::make_unique<Fiber>());
   }
-  all.body = &body;
+  places_->body = &body;
   for (int thread = 0; thread < threads; ++thread) {
-    Fiber& fiber = all.at(thread);
-    fiber.slots[0].barriers = fiber.slots[1].barriers = 0;
-    fiber.waits = Waits::nothing;
-    fiber.is_done = false;
+    threads_[thread] = Thread{};
+    threads_[thread].is_done = false;
   }
   try {
-    run_threads(all, threads);
+    run_warps(threads);
   } catch (...) {
-    all.failure = nullptr;
-    all.fibers.clear();  // the others will never come to their end
+    places_->failure = nullptr;
+    places_->fibers.clear();  // the others will never come to their end
     throw;
   }
 }
 
-void wait(Waits what, int line, const void* value, std::size_t bytes) {
-  Pool& all = pool();
-  Fiber& fiber = all.running();
-  Slots& slots = fiber.slots[what == Waits::warp];
-  if (bytes > 0) std::memcpy(slots.bytes[slots.barriers % 2], value, bytes);
-  ++slots.barriers;
-  fiber.waits = what;
-  fiber.line = line;
-  change(fiber.place, all.scheduler);
-}
-
-const void* brought_by(int thread, Waits what) {
-  Pool& all = pool();
-  const int kind = what == Waits::warp;
-  return all.at(thread).slots[kind].bytes[(all.running().slots[kind].barriers - 1) % 2];
+void Fibers::wait(Waits what, int line) {
+  Thread& thread = threads_[places_->current];
+  thread.waits = what;
+  thread.line = line;
+  change(places_->running().place, places_->scheduler);
 }
 
 void check_aligned(const void* vector) {
@@ -207,7 +187,5 @@ void check_aligned(const void* vector) {
     throw std::runtime_error("a vector access that is not aligned to 16 bytes");
   }
 }
-
-int64_t nth_block(int64_t n, int64_t count) { return nth(n, count, 0); }
 
 }  // namespace pfn::twin

@@ -17,37 +17,80 @@ namespace pfn::twin {
 
 enum class Waits { nothing, warp, block };
 
-// Runs body(thread) for every thread of a block, all from barrier to barrier. Throws
-// std::runtime_error where they cannot all pass one, and what a body throws.
-void run_block(int threads, const std::function<void(int thread)>& body);
+// One thread of the block that runs: what it waits for, and what it brought along to its last two
+// barriers of either kind, for the others to read behind them. Nobody is further ahead.
+struct Thread {
+  Waits waits = Waits::nothing;
+  int line = 0;
+  bool is_done = true;
+  int warp_barriers = 0, block_barriers = 0;
+  double for_warp[2], for_block[2];
+};
 
-// From inside of a body: until every thread of the warp, or of the block, has come to the barrier
-// in that line. Behind it the others can read `value`.
-void wait(Waits what, int line, const void* value = nullptr, std::size_t bytes = 0);
-// What a thread brought along to the last barrier of its warp, or of the block.
-const void* brought_by(int thread, Waits what);
+// The fibers of one thread of the CPU, kept between blocks.
+class Fibers {
+ public:
+  static Fibers& here();
 
-// Blocks of a launch in the order that was asked for.
-int64_t nth_block(int64_t n, int64_t count);
+  // Runs body(thread) for every thread of a block, all from barrier to barrier. Throws
+  // std::runtime_error where they cannot all pass one, and what a body throws.
+  void run(int threads, const std::function<void(int thread)>& body);
+
+  // From inside of a body: until every thread of the warp, or of the block, has come to the barrier
+  // in that line.
+  void wait(Waits what, int line);
+
+  Thread& at(int thread) { return threads_[thread]; }
+
+ private:
+  struct Places;
+  Fibers();
+  ~Fibers();
+  void resume(int thread);
+  bool release(int first, int last, Waits what);
+  void run_warp(int first);
+  void run_warps(int threads);
+  static void live();
+
+  Thread threads_[1024];
+  Places* places_;
+  int64_t turn_ = 0;
+};
+
+// 0 to count - 1 in the order that was asked for; the random one is another at every turn.
+class Sequence {
+ public:
+  Sequence(int64_t count, int64_t turn);
+  int64_t next() {
+    const int64_t now = at_;
+    at_ = at_ + step_ < count_ ? at_ + step_ : at_ + step_ - count_;
+    return now;
+  }
+
+ private:
+  int64_t count_, at_, step_;
+};
 
 class Block {
  public:
-  Block(int thread, int64_t x, int64_t y, int64_t blocks, int threads)
-      : thread_(thread), threads_(threads), x_(x), y_(y), blocks_(blocks) {}
+  Block(Fibers& fibers, int thread, int threads, int64_t x, int64_t y, int64_t blocks)
+      : fibers_(fibers), thread_(thread), threads_(threads), x_(x), y_(y), blocks_(blocks) {}
 
   int thread() const { return thread_; }
   int64_t x() const { return x_; }
   int64_t y() const { return y_; }
   int64_t blocks() const { return blocks_; }
 
-  void sync(int line = __builtin_LINE()) const { wait(Waits::block, line); }
-  void sync_warp(int line = __builtin_LINE()) const { wait(Waits::warp, line); }
+  void sync(int line = __builtin_LINE()) const { fibers_.wait(Waits::block, line); }
+  void sync_warp(int line = __builtin_LINE()) const { fibers_.wait(Waits::warp, line); }
   bool all(bool holds, int line = __builtin_LINE()) const {
-    wait(Waits::block, line, &holds, sizeof(holds));
+    const int place = fibers_.at(thread_).block_barriers++ % 2;
+    fibers_.at(thread_).for_block[place] = holds ? 1 : 0;
+    fibers_.wait(Waits::block, line);
     for (int thread = 0; thread < threads_; ++thread) {
-      if (!*static_cast<const bool*>(brought_by(thread, Waits::block))) return false;
+      holds = holds && fibers_.at(thread).for_block[place] != 0;
     }
-    return true;
+    return holds;
   }
 
   template <typename T>
@@ -66,11 +109,14 @@ class Block {
   template <typename T>
   T exchange(T value, int from, int line) const {
     static_assert(std::is_arithmetic_v<T>, "what a shuffle of a GPU takes");
-    wait(Waits::warp, line, &value, sizeof(T));
-    std::memcpy(&value, brought_by(thread_ - lane() + from, Waits::warp), sizeof(T));
+    const int place = fibers_.at(thread_).warp_barriers++ % 2;
+    std::memcpy(&fibers_.at(thread_).for_warp[place], &value, sizeof(T));
+    fibers_.wait(Waits::warp, line);
+    std::memcpy(&value, &fibers_.at(thread_ - lane() + from).for_warp[place], sizeof(T));
     return value;
   }
 
+  Fibers& fibers_;
   int thread_, threads_;
   int64_t x_, y_, blocks_;
 };
@@ -98,11 +144,13 @@ cudaError_t launch(const Kernel& kernel, int64_t x, int64_t y, cudaStream_t) {
   if (x > cuda::kMaxGridX || y > cuda::kMaxGridY) return cudaErrorInvalidConfiguration;
   alignas(16) static thread_local unsigned char memory[sizeof(Shared)];
   auto& shared = *reinterpret_cast<Shared*>(memory);
+  Fibers& fibers = Fibers::here();
+  Sequence blocks(x * y, 1);
   for (int64_t n = 0; n < x * y; ++n) {
-    const int64_t at = nth_block(n, x * y);
+    const int64_t at = blocks.next();
     std::memset(memory, 0xff, sizeof(memory));
-    run_block(Kernel::kThreads, [&](int thread) {
-      kernel.run(Block(thread, at % x, at / x, x, Kernel::kThreads), shared);
+    fibers.run(Kernel::kThreads, [&](int thread) {
+      kernel.run(Block(fibers, thread, Kernel::kThreads, at % x, at / x, x), shared);
     });
   }
   return cudaSuccess;
