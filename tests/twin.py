@@ -65,7 +65,6 @@ def _is_left_out(item: pytest.Item) -> bool:
         other_library.shows_nothing(item, "untwinned")
         # There is one instruction set, that of the plain loops.
         or other_library.parameters(item).get("instruction_set", "plain") != "plain"
-        or item.path.stem.startswith(tuple(f"test_{name}" for name in _ext.CPU_ONLY))
     )
 
 

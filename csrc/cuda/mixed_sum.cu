@@ -3,6 +3,7 @@
 
 #include "cuda/block.h"
 #include "cuda/launch.h"
+#include "cuda/pack.h"
 #include "cuda/vector_io.cuh"
 
 namespace pfn::cuda {
@@ -10,22 +11,6 @@ namespace {
 
 using math::acc_t;
 using math::kMaxCudaOps;
-
-template <typename Pointer>
-struct Pointers {
-  Pointer at[kMaxCudaOps];
-};
-
-template <typename Pointer>
-Pointers<Pointer> pack(const Pointer* pointers, int num_ops) {
-  Pointers<Pointer> packed{};
-  for (int k = 0; k < num_ops; ++k) packed.at[k] = pointers != nullptr ? pointers[k] : nullptr;
-  return packed;
-}
-
-bool is_aligned(const void* pointer) {
-  return reinterpret_cast<std::uintptr_t>(pointer) % kVectorBytes == 0;
-}
 
 // Candidates whose loads are in flight together.
 constexpr int kGroup = 4;
@@ -36,7 +21,7 @@ struct MixedSum {
   using Shared = NothingShared;
   using Acc = acc_t<X>;
 
-  Pointers<const X*> xs;
+  Pack<const X*> xs;
   const W* weights;
   const Acc* start;
   Out* out;
@@ -100,9 +85,9 @@ struct MixedSumBackward {
   using Shared = WarpDots<Acc, kDots>;
 
   const Y* grad;
-  Pointers<const X*> xs;
+  Pack<const X*> xs;
   const Y* weights;
-  Pointers<X*> grad_xs;
+  Pack<X*> grad_xs;
   Acc* partial;
   int row_length;
   int num_ops;
@@ -249,7 +234,7 @@ cudaError_t launch_mixed_sum(const X* const* xs,
   bool aligned = is_aligned(start) && is_aligned(out);
   for (int k = 0; k < num_ops; ++k) aligned = aligned && is_aligned(xs[k]);
   const int64_t blocks = blocks_for(numel, forward_tile(vector_width<X>(aligned)), kMaxBlocks);
-  const auto packed = pack<const X*>(xs, num_ops);
+  const auto packed = pack(xs, num_ops);
   const auto launch_in = [&](auto width) {
     const MixedSum<width(), X, W, Out> kernel{packed, weights, start, out, num_ops, numel};
     return launch(kernel, blocks, 1, stream);
@@ -283,8 +268,8 @@ cudaError_t launch_mixed_sum_backward(const Y* grad,
                                       cudaStream_t stream) {
   if (numel == 0) return cudaSuccess;
   const int64_t blocks = partial_rows<X>(numel, is_aligned);
-  const auto from = pack<const X*>(xs, num_ops);
-  const auto to = pack<X*>(grad_xs, num_ops);
+  const auto from = pack(xs, num_ops);
+  const auto to = pack(grad_xs, num_ops);
   const auto launch_in = [&](auto width, auto has_dots) {
     const MixedSumBackward<width(), has_dots(), X, Y> kernel{grad,    from,       weights, to,
                                                              partial, row_length, num_ops, numel};

@@ -155,14 +155,6 @@ Tensor dense(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// A fresh vector of accumulators on the device of `like`.
-template <typename Acc>
-Tensor scratch(const Tensor& like, int64_t count) {
-  const auto dtype = sizeof(Acc) == 8 ? torch::headeronly::ScalarType::Double
-                                      : torch::headeronly::ScalarType::Float;
-  return torch::stable::new_empty(like, {count}, dtype);
-}
-
 Tensor mixed_sum_cuda(const std::vector<Tensor>& xs, const Tensor& weights) {
   constexpr const char* op = "mixed_sum";
   check(!xs.empty(), op, ": xs must hold at least one candidate, got 0");

@@ -21,7 +21,8 @@ from pyfast_nas.testing import (
 )
 from tests.ops.norm_cases import KINDS, PAIRS, Case, eager, fused, name, params_of, run, scales
 
-COUNTS = (1, 2, 5, 8, 9, 33)
+# 70 are more than one launch on CUDA takes.
+COUNTS = (1, 2, 5, 8, 9, 33, 70)
 # Rows with a channel each, runs of one channel, pixels: around the sizes at which paths change.
 SHAPES = [
     (2, 1),
@@ -431,5 +432,5 @@ def test_inference_and_no_grad(backend):
 
 
 def test_it_is_named_where_it_has_kernels():
-    assert "norm_mixed_sum" in _ext.kernels_in_use("cpu")
-    assert "norm_mixed_sum" not in _ext.kernels_in_use("cuda")
+    for device in ("cpu", "cuda"):
+        assert "norm_mixed_sum" in _ext.kernels_in_use(device)
