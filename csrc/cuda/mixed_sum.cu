@@ -124,9 +124,9 @@ struct MixedSumBackward {
     if constexpr (kDots) {
 #pragma unroll
       for (int j = 0; j < kGroup; ++j) {
+        if (first + j < num_ops) {
 #pragma unroll
-        for (int v = 0; v < kVectorsPerThread; ++v) {
-          if (first + j < num_ops) {
+          for (int v = 0; v < kVectorsPerThread; ++v) {
             x[j][v].load_up_to(xs.at[first + j] + part.at[v], numel - part.at[v]);
           }
         }
