@@ -32,6 +32,13 @@ PFN_HD constexpr int64_t divide_up(int64_t count, int64_t by) {
   return count / by + (count % by != 0 ? 1 : 0);
 }
 
+// number / by for numbers that are not negative. A GPU has no instruction for it: in 32 bits, where
+// they suffice, it takes a fraction of what it takes in 64.
+PFN_HD constexpr int64_t quotient(int64_t number, int64_t by) {
+  if (((static_cast<uint64_t>(number) | static_cast<uint64_t>(by)) >> 32) != 0) return number / by;
+  return static_cast<uint32_t>(number) / static_cast<uint32_t>(by);
+}
+
 // Blocks for `count` elements in tiles of `tile`; none for none.
 PFN_HD constexpr int64_t blocks_for(int64_t count, int64_t tile, int64_t most) {
   return divide_up(count, tile) < most ? divide_up(count, tile) : most;

@@ -16,10 +16,11 @@ struct MapPlace {
 };
 
 PFN_HD MapPlace map_place(int64_t index, int height, int width, int channels) {
-  const int64_t pixel = index / channels, map = static_cast<int64_t>(height) * width;
-  const int64_t place = pixel % map;
-  return {pixel / map, place, static_cast<int>(place / width), static_cast<int>(place % width),
-          static_cast<int>(index % channels)};
+  const int64_t map = static_cast<int64_t>(height) * width, number = quotient(index, channels);
+  const int64_t sample = quotient(number, map), pixel = number - sample * map;
+  const int64_t row = quotient(pixel, width);
+  return {sample, pixel, static_cast<int>(row), static_cast<int>(pixel - row * width),
+          static_cast<int>(index - number * channels)};
 }
 
 // The rows (or columns) of an input of `size` that a 3 x 3 window over output `at` covers.
@@ -174,7 +175,7 @@ PFN_DEVICE math::acc_t<T> turned_window(const StageUnit<T>& unit,
 template <typename T>
 struct HiddenGradient {
   using Acc = math::acc_t<T>;
-  static constexpr int kThreads = kMapThreads;
+  static constexpr int kThreads = kMapThreads, kBlocks = 4;
   using Shared = NothingShared;
 
   Units<T> units;
@@ -210,7 +211,7 @@ constexpr int kPlainUnits = 24, kStagesOfInput = 12;
 template <typename T>
 struct InputGradient {
   using Acc = math::acc_t<T>;
-  static constexpr int kThreads = kMapThreads, kBlocks = 4;
+  static constexpr int kThreads = kMapThreads, kBlocks = sizeof(Acc) == 8 ? 2 : 4;
   using Shared = NothingShared;
 
   StageUnit<T> stages[kStagesOfInput];

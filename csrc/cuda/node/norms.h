@@ -226,7 +226,7 @@ struct Dots {
       Acc sum{0};
       for (int64_t pixel = pixels.begin + part; pixel < pixels.last && is_there;
            pixel += kNormParts) {
-        const int64_t sample = pixel / map, place = pixel % map;
+        const int64_t sample = quotient(pixel, map), place = pixel - sample * map;
         const Acc g = unit.grad.at(sample * unit.grad.sample + place * unit.grad.pixel + channel);
         sum += has_y
                    ? g * (unit.y.at(sample * unit.y.sample + place * unit.y.pixel + channel) - mean)

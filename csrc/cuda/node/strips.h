@@ -36,10 +36,10 @@ struct Strip {
 
 PFN_HD Strip strip_at(const Strips& strips, int64_t index) {
   if (index >= strips.count) return {0, 0, 0, 0, 0};
-  const int64_t row = index / strips.per_row;
-  const int column = static_cast<int>(index % strips.per_row) * kStrip;
+  const int64_t row = quotient(index, strips.per_row), sample = quotient(row, strips.height);
+  const int column = static_cast<int>(index - row * strips.per_row) * kStrip;
   const int left = strips.width - column;
-  return {row / strips.height, static_cast<int>(row % strips.height), column,
+  return {sample, static_cast<int>(row - sample * strips.height), column,
           row * strips.width + column, left < kStrip ? left : kStrip};
 }
 
