@@ -22,7 +22,7 @@ from pyfast_nas.nn.fusion import (
     zero_places,
 )
 from pyfast_nas.nn.gates import GateOutput
-from pyfast_nas.nn.mixed_op import MixedOp, factors_of, index_of, places_of
+from pyfast_nas.nn.mixed_op import MixedOp, factors_of, places_of
 from pyfast_nas.nn.recipes import Recipe
 
 __all__ = ["Assembly"]
@@ -141,7 +141,7 @@ class _Made(NamedTuple):
             tuple((recipe, recipe.state()) for recipe in recipes),
             cell,
             tuple(calls),
-            index_of(where, gate.weights.device),
+            torch.tensor(where, device=gate.weights.device),
             tuple(map(len, places)),
             one,
         )
