@@ -22,7 +22,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -p no:benchmark
 TIMED := @start=$$(date +%s);
 TOOK = echo "set-up: $(1) took $$(( $$(date +%s) - start )) s"
 
-.PHONY: search test test-long asan bench bench-long lint format clean
+.PHONY: search test test-long asan twin bench bench-long lint format clean
 
 search: $(KERNELS)
 	@$(BIN)/pyfast-nas search $(ARGS)
@@ -34,11 +34,17 @@ test: $(READY_DEV) $(KERNELS)
 test-long: $(READY_DEV) $(KERNELS)
 	$(PYTEST) -m long --timeout 1200 $(ARGS)
 	@$(MAKE) --no-print-directory asan ARGS=
+	@$(MAKE) --no-print-directory twin ARGS=
 
 # The operators' tests on CPU kernels built with the address and undefined-behaviour sanitizers, in
 # build/sanitized/. The longer suite holds the mistakes that they must report.
 asan: $(READY_DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.sanitizers $(ARGS)
+
+# The operators' tests on the CUDA kernels, whose threads the CPU runs one after the other, in
+# build/twin/: no GPU is needed.
+twin: $(READY_DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.twin $(ARGS)
 
 bench: $(READY_DEV) $(KERNELS)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
@@ -88,5 +94,5 @@ $(READY_DEV): $(READY)
 
 $(KERNELS): $(READY) $(SOURCES) | $(if $(filter test test-long bench bench-long,$(MAKECMDGOALS)),$(READY_DEV))
 	$(TIMED) \
-	$(BIN)/python csrc/build.py --inplace --kind $(PYFAST_NAS_BUILD) --brief && \
+	$(BIN)/python -m csrc.build --inplace --kind $(PYFAST_NAS_BUILD) --brief && \
 	rm -f $(VENV)/.kernels-* && touch $@ && $(call TOOK,the kernels)

@@ -5,8 +5,8 @@ How it is compiled is said in ``csrc/build.py``. ``PYFAST_NAS_BUILD`` (``auto``,
 error in ``pyfast-nas info``.
 """
 
-import importlib.util
 import os
+import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -16,16 +16,9 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 KIND = os.environ.get("PYFAST_NAS_BUILD", "auto")
 
-
-def load_build():
-    """Load ``csrc/build.py`` by path: the package cannot be imported while it is being built."""
-    spec = importlib.util.spec_from_file_location("pfn_build", ROOT / "csrc" / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-build = load_build()
+# The package cannot be imported while it is being built, and a build may leave this folder out.
+sys.path.insert(0, str(ROOT))
+from csrc import build  # noqa: E402
 
 
 class BuildKernels(build_ext):

@@ -1,30 +1,37 @@
 """Compile the native library: the one place that knows sources, flags and targets.
 
-``setup.py`` loads this file by path before the package exists, ``pyfast-nas build`` imports its
-packaged copy, and the tests use it for the ``_host`` module and for compiling the CUDA sources.
-It writes a ninja file and runs ninja, so a second call compiles only what changed.
+``setup.py`` imports it from this checkout before the package exists, ``pyfast-nas build`` imports
+its packaged copy, and the tests use it for the ``_host`` module and for the CUDA sources. Ninja
+does the compiling, so a second call compiles only what changed.
 """
 
 import argparse
-import dataclasses
 import hashlib
 import importlib.util
 import json
 import os
 import platform
-import re
 import shutil
-import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from .ninja_file import NinjaFile
+from .toolchain import (
+    BuildError,
+    Toolchain,
+    cuda_architectures,
+    find_toolchain,
+    first_line,
+    instruction_sets,
+)
 
 __all__ = [
     "BuildError",
     "Toolchain",
     "build_host",
     "build_library",
+    "build_twin",
     "check_cuda_registration",
     "choose_kind",
     "compile_cuda",
@@ -52,48 +59,9 @@ _ISA_FLAGS = {
 }
 # -g1: reports need lines, and everything a debugger needs takes as long again to compile.
 _SANITIZERS = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g1", "-O1"]
-_DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
-
-
-class BuildError(RuntimeError):
-    """The compiler or a prerequisite failed; the message holds its first error."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Toolchain:
-    """What this machine can build with; an empty string means not found."""
-
-    cxx: str
-    cxx_version: str
-    nvcc: str
-    nvcc_version: str
-    ninja: str
-    torch_version: str
-    torch_cuda: str
-    torch_root: str
-
-
-def find_toolchain() -> Toolchain:
-    """Look for a C++ compiler, nvcc, ninja and torch; nothing is compiled or imported but torch."""
-    cxx = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or ""
-    cxx = shutil.which(cxx) or ""
-    nvcc = _find_nvcc()
-    torch_version = torch_cuda = torch_root = ""
-    if importlib.util.find_spec("torch") is not None:
-        import torch
-
-        torch_version, torch_cuda = torch.__version__, torch.version.cuda or ""
-        torch_root = str(Path(torch.__file__).parent)
-    return Toolchain(
-        cxx=cxx,
-        cxx_version=_first_line([cxx, "--version"]) if cxx else "",
-        nvcc=nvcc,
-        nvcc_version=_nvcc_version(nvcc) if nvcc else "",
-        ninja=_find_ninja(),
-        torch_version=torch_version,
-        torch_cuda=torch_cuda,
-        torch_root=torch_root,
-    )
+# Kernels of a GPU run by the CPU (twin/). The CPU's own are not registered then, what has no other
+# needs one instruction set only, and unrolling is advice to nvcc.
+_TWIN = ["-DPFN_TWIN", "-UPFN_X86_64", "-Wno-unused-function", "-Wno-unknown-pragmas", "-O2"]
 
 
 def choose_kind(requested: str, tools: Toolchain) -> tuple[str, str]:
@@ -156,38 +124,31 @@ def build_library(
     """
     tools = tools or find_toolchain()
     chosen, reason = choose_kind(kind, tools)
-    out.mkdir(parents=True, exist_ok=True)
-    # A library left by an earlier build must never pass for the result of this one.
-    (out / LIBRARY_NAME).unlink(missing_ok=True)
-    record: dict[str, object] = {
-        "kind": chosen,
-        "reason": reason,
-        "error": "",
-        "sources": source_digest(),
-        "torch": tools.torch_version,
-        "machine": platform.machine(),
-        "cxx": tools.cxx_version,
-        "nvcc": tools.nvcc_version if chosen == "cuda" else "",
-        "cuda_architectures": cuda_architectures() if chosen == "cuda" else "",
-        "instruction_sets": list(_instruction_sets()),
-        "flags": " ".join([*_COMMON, *(_SANITIZERS if sanitize else [])]),
-        "commit": _commit(),
-    }
+    extra = _SANITIZERS if sanitize else []
+    record = _start_record(out, tools, chosen, extra)
+    record["reason"] = reason
     if chosen != "none":
-        work = work or out / "build"
-        work.mkdir(parents=True, exist_ok=True)
-        _write_ninja(work, _library_statements(tools, chosen, sanitize))
         try:
-            _run_ninja(tools, work, LIBRARY_NAME)
+            _compile_library(out, work, tools, chosen, extra)
         except BuildError as error:
             if kind != "auto":
                 raise
             record.update(kind="none", error=str(error))
-        else:
-            partial = out / f".{LIBRARY_NAME}.{os.getpid()}"
-            shutil.copy2(work / LIBRARY_NAME, partial)
-            partial.replace(out / LIBRARY_NAME)
-    (out / "_build_info.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+    _write_record(out, record)
+    return record
+
+
+def build_twin(out: Path, *, work: Path, tools: Toolchain | None = None) -> dict[str, object]:
+    """Compile a library whose CPU operators are the CUDA kernels, run thread by thread on the CPU.
+
+    For tests: everything of the CUDA path but the GPU itself. Same folders and errors as
+    ``build_library``.
+    """
+    tools = tools or find_toolchain()
+    choose_kind("cpu", tools)
+    record = _start_record(out, tools, "twin", _TWIN)
+    _compile_library(out, work, tools, "twin", _TWIN)
+    _write_record(out, record)
     return record
 
 
@@ -204,19 +165,14 @@ def build_host(out: Path, *, tools: Toolchain | None = None) -> Path:
         raise BuildError("the _host module needs pybind11 (pip install pybind11)")
     import pybind11
 
-    out.mkdir(parents=True, exist_ok=True)
     name = "_host" + sysconfig.get_config_var("EXT_SUFFIX")
     includes = [f"-I{SOURCES}", f"-isystem{sysconfig.get_path('include')}"]
     includes.append(f"-isystem{pybind11.get_include()}")
+    file = NinjaFile(tools)
     flags = ["-std=c++17", *_COMMON, *_WARNINGS, *includes]
-    source = SOURCES / "host" / "host_module.cpp"
-    statements = [
-        *_rules(tools),
-        *_compile("cxx", "host_module.o", source, flags),
-        *_link(name, ["host_module.o"], []),
-    ]
-    _write_ninja(out, statements)
-    _run_ninja(tools, out, name)
+    file.compile([SOURCES / "host" / "host_module.cpp"], flags, prefix="host")
+    file.link(name)
+    file.run(out, name)
     return out / name
 
 
@@ -231,14 +187,11 @@ def compile_cuda(out: Path, *, tools: Toolchain | None = None, architectures: st
     tools = tools or find_toolchain()
     if not (tools.nvcc and tools.ninja):
         raise BuildError("compiling the CUDA sources needs nvcc and ninja")
-    out.mkdir(parents=True, exist_ok=True)
+    file = NinjaFile(tools)
     flags = [*_nvcc_flags(architectures or cuda_architectures()), "-Xptxas=-v"]
-    statements, objects = _rules(tools), []
-    for source in sorted((SOURCES / "cuda").glob("*.cu")):
-        objects.append(f"cuda.{source.stem}.o")
-        statements += _compile("nvcc", objects[-1], source, flags)
-    _write_ninja(out, statements)
-    return _run_ninja(tools, out, *objects)
+    file.compile(_sources("cuda", "*.cu"), flags, prefix="cuda", rule="nvcc")
+    file.run(out, *file.objects)
+    return "\n".join((out / f"{name}.log").read_text() for name in file.objects)
 
 
 def check_cuda_registration(out: Path, *, tools: Toolchain | None = None) -> None:
@@ -254,14 +207,10 @@ def check_cuda_registration(out: Path, *, tools: Toolchain | None = None) -> Non
         raise BuildError(
             "checking the CUDA registration needs a C++ compiler, nvcc, ninja and torch"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    statements, objects = _rules(tools), []
-    for source in sorted((SOURCES / "registration").glob("*.cpp")):
-        objects.append(f"registration.{source.stem}.o")
-        flags = [*_registration_flags(tools), *_cuda_registration_flags(tools)]
-        statements += _compile("cxx", objects[-1], source, flags)
-    _write_ninja(out, statements)
-    _run_ninja(tools, out, *objects)
+    file = NinjaFile(tools)
+    flags = [*_registration_flags(tools), *_cuda_registration_flags(tools)]
+    file.compile(_sources("registration"), flags, prefix="registration")
+    file.run(out, *file.objects)
 
 
 def describe(record: dict[str, object]) -> str:
@@ -285,46 +234,74 @@ def source_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def cuda_architectures() -> str:
-    """Architectures to compile for: ``TORCH_CUDA_ARCH_LIST``, else the GPU here, else a default."""
-    named = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
-    if named:
-        return ";".join(named.replace(",", ";").replace(" ", ";").split(";"))
-    smi = shutil.which("nvidia-smi")
-    if smi:
-        query = [smi, "--query-gpu=compute_cap", "--format=csv,noheader"]
-        found = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-        present = sorted({line.strip() for line in found.stdout.splitlines() if line.strip()})
-        if found.returncode == 0 and present:
-            return ";".join([*present[:-1], present[-1] + "+PTX"])
-    return _DEFAULT_CUDA_ARCHITECTURES
+def _start_record(out: Path, tools: Toolchain, kind: str, extra: list[str]) -> dict[str, object]:
+    out.mkdir(parents=True, exist_ok=True)
+    # A library left by an earlier build must never pass for the result of this one.
+    (out / LIBRARY_NAME).unlink(missing_ok=True)
+    return {
+        "kind": kind,
+        "reason": "",
+        "error": "",
+        "sources": source_digest(),
+        "torch": tools.torch_version,
+        "machine": platform.machine(),
+        "cxx": tools.cxx_version,
+        "nvcc": tools.nvcc_version if kind == "cuda" else "",
+        "cuda_architectures": cuda_architectures() if kind == "cuda" else "",
+        "instruction_sets": list(instruction_sets()),
+        "flags": " ".join([*_COMMON, *extra]),
+        "commit": _commit(),
+    }
 
 
-def _library_statements(tools: Toolchain, kind: str, sanitize: bool) -> list[str]:
-    statements, objects = _rules(tools), []
-    extra = _SANITIZERS if sanitize else []
-    for isa in _instruction_sets():
-        flags = ["-std=c++17", *_COMMON, *_WARNINGS, *_machine_flags(), f"-I{SOURCES}"]
-        flags += [f"-DPFN_ISA={isa}", *_ISA_FLAGS[isa], *extra]
-        for source in sorted((SOURCES / "cpu").glob("*.cpp")):
-            objects.append(f"cpu.{isa}.{source.stem}.o")
-            statements += _compile("cxx", objects[-1], source, flags)
+def _write_record(out: Path, record: dict[str, object]) -> None:
+    (out / "_build_info.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+
+def _compile_library(
+    out: Path, work: Path | None, tools: Toolchain, kind: str, extra: list[str]
+) -> None:
+    work = work or out / "build"
+    _library_file(tools, kind, extra).run(work, LIBRARY_NAME)
+    partial = out / f".{LIBRARY_NAME}.{os.getpid()}"
+    shutil.copy2(work / LIBRARY_NAME, partial)
+    partial.replace(out / LIBRARY_NAME)
+
+
+def _library_file(tools: Toolchain, kind: str, extra: list[str]) -> NinjaFile:
+    file = NinjaFile(tools)
     flags = ["-std=c++17", *_COMMON, *_WARNINGS, *_machine_flags(), f"-I{SOURCES}", *extra]
-    for source in sorted((SOURCES / "node").glob("*.cpp")):
-        objects.append(f"node.{source.stem}.o")
-        statements += _compile("cxx", objects[-1], source, flags)
-    flags = [*_registration_flags(tools), *extra]
+    for isa in instruction_sets() if kind != "twin" else ("plain",):
+        isa_flags = [f"-DPFN_ISA={isa}", *_ISA_FLAGS[isa]]
+        file.compile(_sources("cpu"), [*flags, *isa_flags], prefix=f"cpu.{isa}")
+    file.compile(_sources("node"), flags, prefix="node")
+    registration = [*_registration_flags(tools), *extra]
     libraries = [f"-L{Path(tools.torch_root) / 'lib'}", "-ltorch_cpu", *extra]
     if kind == "cuda":
-        flags += _cuda_registration_flags(tools)
-        libraries += ["-ltorch_cuda", f"-L{_toolkit(tools) / 'lib64'}", "-lcudart"]
-        for source in sorted((SOURCES / "cuda").glob("*.cu")):
-            objects.append(f"cuda.{source.stem}.o")
-            statements += _compile("nvcc", objects[-1], source, _nvcc_flags(cuda_architectures()))
-    for source in sorted((SOURCES / "registration").glob("*.cpp")):
-        objects.append(f"registration.{source.stem}.o")
-        statements += _compile("cxx", objects[-1], source, flags)
-    return statements + _link(LIBRARY_NAME, objects, libraries)
+        registration += _cuda_registration_flags(tools)
+        libraries += ["-ltorch_cuda", f"-L{tools.cuda_root / 'lib64'}", "-lcudart"]
+        nvcc_flags = _nvcc_flags(cuda_architectures())
+        file.compile(_sources("cuda", "*.cu"), nvcc_flags, prefix="cuda", rule="nvcc")
+    elif kind == "twin":
+        registration.append("-DPFN_WITH_CUDA")
+        file.compile(_sources("twin"), flags, prefix="twin")
+        kernel_flags = ["-xc++", *flags, *_contraction_flags()]
+        file.compile(_sources("cuda", "*.cu"), kernel_flags, prefix="cuda")
+    file.compile(_sources("registration"), registration, prefix="registration")
+    file.link(LIBRARY_NAME, libraries)
+    return file
+
+
+def _contraction_flags() -> list[str]:
+    """Round a product and a sum once where this processor can, as every GPU does."""
+    import torch
+
+    has_fma = torch.backends.cpu.get_cpu_capability() in {"AVX2", "AVX512"}
+    return ["-mfma"] if has_fma else []
+
+
+def _sources(folder: str, pattern: str = "*.cpp") -> list[Path]:
+    return list((SOURCES / folder).glob(pattern))
 
 
 def _registration_flags(tools: Toolchain) -> list[str]:
@@ -335,23 +312,11 @@ def _registration_flags(tools: Toolchain) -> list[str]:
 
 
 def _cuda_registration_flags(tools: Toolchain) -> list[str]:
-    return ["-DPFN_WITH_CUDA", "-DUSE_CUDA", f"-isystem{_toolkit(tools) / 'include'}"]
-
-
-def _toolkit(tools: Toolchain) -> Path:
-    """Folder of the CUDA toolkit; nvcc on PATH may be a script that calls the real one."""
-    beside = Path(tools.nvcc).resolve().parent.parent
-    found = (beside / "include" / "cuda_runtime.h").exists()
-    return beside if found else Path("/usr/local/cuda")
+    return ["-DPFN_WITH_CUDA", "-DUSE_CUDA", f"-isystem{tools.cuda_root / 'include'}"]
 
 
 def _machine_flags() -> list[str]:
-    return ["-DPFN_X86_64"] if len(_instruction_sets()) > 1 else []
-
-
-def _instruction_sets() -> tuple[str, ...]:
-    x86 = platform.machine().lower() in {"x86_64", "amd64"}
-    return ("plain", "avx2", "avx512") if x86 else ("plain",)
+    return ["-DPFN_X86_64"] if len(instruction_sets()) > 1 else []
 
 
 def _nvcc_flags(architectures: str) -> list[str]:
@@ -365,111 +330,15 @@ def _nvcc_flags(architectures: str) -> list[str]:
     return flags
 
 
-def _rules(tools: Toolchain) -> list[str]:
-    return [
-        "ninja_required_version = 1.5",
-        f"cxx_program = {_escape(tools.cxx)}",
-        f"nvcc_program = {_escape(tools.nvcc)}",
-        "rule cxx",
-        "  command = $cxx_program -MMD -MF $out.d $flags -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "  description = c++ $out",
-        "rule nvcc",
-        "  command = $nvcc_program -MD -MF $out.d $flags -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "  description = nvcc $out",
-        "rule link",
-        "  command = $cxx_program -shared $in $flags -o $out",
-        "  description = link $out",
-    ]
-
-
-def _compile(rule: str, target: str, source: Path, flags: Iterable[str]) -> list[str]:
-    words = " ".join(_quote(flag) for flag in flags)
-    return [f"build {target}: {rule} {_escape(str(source))}", f"  flags = {words}"]
-
-
-def _link(target: str, objects: Sequence[str], flags: Iterable[str]) -> list[str]:
-    words = " ".join(_quote(flag) for flag in flags)
-    return [f"build {target}: link {' '.join(objects)}", f"  flags = {words}"]
-
-
-def _write_ninja(work: Path, statements: Sequence[str]) -> None:
-    text = "\n".join(statements) + "\n"
-    path = work / "build.ninja"
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
-
-
-def _run_ninja(tools: Toolchain, work: Path, *targets: str) -> str:
-    command = [tools.ninja, "-C", str(work), "-v", *targets]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        output = (done.stdout + done.stderr).splitlines()
-        # Command lines hold the word too, in -Werror.
-        errors = [line for line in output if re.search(r"(^|\s)(fatal )?error:", line)]
-        raise BuildError("\n".join(errors[:5]) or "\n".join(output[-20:]))
-    return done.stdout
-
-
-def _escape(path: str) -> str:
-    """Escape a path for a ninja file."""
-    return path.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
-
-
-def _quote(flag: str) -> str:
-    """Quote a flag for the shell inside a ninja variable."""
-    if all(c.isalnum() or c in "-_=+./,:" for c in flag):
-        return flag
-    return "'" + flag.replace("'", "'\\''").replace("$", "$$") + "'"
-
-
-def _find_ninja() -> str:
-    if importlib.util.find_spec("ninja") is not None:
-        import ninja
-
-        candidate = Path(ninja.BIN_DIR) / "ninja"
-        if candidate.exists():
-            return str(candidate)
-    return shutil.which("ninja") or ""
-
-
-def _find_nvcc() -> str:
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    if home and (Path(home) / "bin" / "nvcc").exists():
-        return str(Path(home) / "bin" / "nvcc")
-    default = Path("/usr/local/cuda/bin/nvcc")
-    return str(default) if default.exists() else shutil.which("nvcc") or ""
-
-
-def _nvcc_version(nvcc: str) -> str:
-    try:
-        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    _, _, tail = text.stdout.partition("release ")
-    return tail.split(",")[0].strip()
-
-
-def _first_line(command: list[str]) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.splitlines()[0].strip() if done.stdout else ""
-
-
 def _commit() -> str:
     git = shutil.which("git")
     if not git or not (SOURCES.parent / ".git").exists():
         return ""
-    return _first_line([git, "-C", str(SOURCES.parent), "rev-parse", "--short=12", "HEAD"])
+    return first_line([git, "-C", str(SOURCES.parent), "rev-parse", "--short=12", "HEAD"])
 
 
 def main() -> int:
-    """Build from the command line: ``python csrc/build.py --inplace``."""
+    """Build from the command line: ``python -m csrc.build --inplace``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kind", choices=KINDS, default="auto")
     parser.add_argument("--sanitize", action="store_true", help="address and UB sanitizers")

@@ -22,7 +22,6 @@ from pyfast_nas._version import __version__
 from pyfast_nas.errors import BackendUnavailableError, ConfigError, FallbackWarning
 
 __all__ = [
-    "CPU_ONLY",
     "OPERATORS",
     "Library",
     "cache_folder",
@@ -38,8 +37,6 @@ MODES = ("auto", "reference", "require")
 
 # The differentiable operators a user can name; each has its backward beside it.
 OPERATORS = ("mixed_sum", "gumbel_topk", "philox_uniform", "norm_mixed_sum", "fused_node")
-# Those with kernels for the CPU alone: plain PyTorch operations serve CUDA tensors.
-CPU_ONLY = ("norm_mixed_sum", "fused_node")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +92,7 @@ def kernels_in_use(device: str = "cpu") -> dict[str, str]:
     _require_known(_mode)
     kind = torch.device(device).type
     word = "compiled" if _mode != "reference" and kind in _kernels else "reference"
-    return dict.fromkeys(_written_for(kind), word)
+    return dict.fromkeys(OPERATORS, word)
 
 
 @contextlib.contextmanager
@@ -212,14 +209,8 @@ def _load() -> Library:
 def _kernel_devices() -> tuple[str, ...]:
     keys = {"cpu": "CPU", "cuda": "CUDA"}
     return tuple(
-        kind
-        for kind, key in keys.items()
-        if all(_has_kernel(name, key) for name in _written_for(kind))
+        kind for kind, key in keys.items() if all(_has_kernel(name, key) for name in OPERATORS)
     )
-
-
-def _written_for(kind: str) -> tuple[str, ...]:
-    return tuple(name for name in OPERATORS if kind == "cpu" or name not in CPU_ONLY)
 
 
 def _has_kernel(name: str, key: str) -> bool:

@@ -3,12 +3,15 @@
 import dataclasses
 import importlib.util
 import platform
+from typing import TYPE_CHECKING
 
 import torch
 
 from pyfast_nas import _ext
-from pyfast_nas._csrc import build
 from pyfast_nas._version import __version__
+
+if TYPE_CHECKING:
+    from pyfast_nas._csrc.build import Toolchain
 
 __all__ = ["Info", "check", "info"]
 
@@ -76,7 +79,10 @@ def info() -> Info:
         >>> report.version == __version__, "verdict" in str(report)
         (True, True)
     """
-    tools = build.find_toolchain()
+    # The rest of the package needs no sources, so it also runs in a checkout that is not installed.
+    from pyfast_nas._csrc.build import find_toolchain
+
+    tools = find_toolchain()
     loaded = _ext.library()
     major, minor = (int(part) for part in torch.__version__.split(".")[:2])
     gpus = _visible_gpus()
@@ -185,7 +191,7 @@ def _visible_gpus() -> tuple[str, ...]:
     return tuple(described)
 
 
-def _verdict(has_gpu: bool, tools: build.Toolchain) -> str:
+def _verdict(has_gpu: bool, tools: "Toolchain") -> str:
     loaded = _ext.library()
     lacking = [
         device

@@ -4,6 +4,7 @@ Public, so that operators written elsewhere can be held to the same rules.
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
@@ -19,6 +20,7 @@ __all__ = [
     "arrange",
     "assert_bound",
     "devices",
+    "full_float32",
     "nan_poison",
     "relative_error",
 ]
@@ -159,3 +161,26 @@ def nan_poison() -> Iterator[None]:
     finally:
         torch.utils.deterministic.fill_uninitialized_memory = filling
         torch.use_deterministic_algorithms(before)
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Let no convolution or product of a GPU round float32 to fewer bits inside the block.
+
+    Example:
+        >>> with full_float32():
+        ...     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        (False, False)
+    """
+    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        with warnings.catch_warnings():
+            # The older switches are the ones that every torch from 2.10 on has.
+            warnings.simplefilter("ignore")
+            for switch in switches:
+                switch.allow_tf32 = False
+        yield
+    finally:
+        for switch, was in zip(switches, before, strict=True):
+            switch.allow_tf32 = was

@@ -3,10 +3,9 @@
     python -m tests.sanitizers [options of pytest]
 
 builds it and starts the run; as a plugin of that run this file chooses the tests. A test that shows
-nothing there carries ``@pytest.mark.unsanitized`` with the reason, or a promise of ``LEFT_OUT``.
+nothing there carries ``@pytest.mark.unsanitized`` with the reason.
 """
 
-import os
 import shutil
 import subprocess
 import sys
@@ -16,21 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from csrc import build
 from pyfast_nas import _ext
-from pyfast_nas._csrc import build
 from pyfast_nas._version import __version__
+from tests import other_library
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-FOLDER = REPOSITORY / "build" / "sanitized"
-TESTS = ("tests/ops",)
-
-# Promises whose tests are left out: their time goes into Python, and the kernels that they reach
-# are reached by others.
-LEFT_OUT = {
-    "K5": "torch.library.opcheck",
-    "K17": "torch.compile",
-    "K18": "torch.func transforms",
-}
+FOLDER = other_library.REPOSITORY / "build" / "sanitized"
 
 
 def environment(cache: Path, reports: Path, cxx: str) -> dict[str, str]:
@@ -47,18 +37,16 @@ def environment(cache: Path, reports: Path, cxx: str) -> dict[str, str]:
             raise build.BuildError(f"{cxx} has no {name} (use g++ with its sanitizer libraries)")
         runtimes.append(path)
     reports.mkdir(parents=True, exist_ok=True)
-    return {
-        **os.environ,
-        "LD_PRELOAD": " ".join(runtimes),
+    return other_library.environment(
+        cache,
+        LD_PRELOAD=" ".join(runtimes),
         # Undefined behaviour is reported on stderr whatever log_path says: both runtimes have a
         # function that sets it, and the preloaded one is found first.
-        "ASAN_OPTIONS": f"detect_leaks=0:halt_on_error=1:log_path={reports / 'report'}",
-        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        ASAN_OPTIONS=f"detect_leaks=0:halt_on_error=1:log_path={reports / 'report'}",
+        UBSAN_OPTIONS="print_stacktrace=1:halt_on_error=1",
         # Python's own arenas would hide overruns of what it allocates.
-        "PYTHONMALLOC": "malloc",
-        "PYFAST_NAS_CACHE": str(cache),
-        "PYFAST_NAS_KERNELS": "require",
-    }
+        PYTHONMALLOC="malloc",
+    )
 
 
 def build_into(cache: Path, tools: build.Toolchain) -> None:
@@ -89,11 +77,8 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     # -s, or a worker that is stopped takes its report with it.
-    options = ["-s", "-p", "tests.sanitizers", "-p", "no:benchmark", "--timeout", "300"]
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", *options, *TESTS, *arguments]
-    done = subprocess.run(
-        command, env=variables, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, errors="replace"
-    )
+    options = ["-s", *arguments]
+    done = other_library.run_tests("tests.sanitizers", variables, options, stderr=subprocess.PIPE)
     return outcome(done.returncode, done.stderr, reports)
 
 
@@ -123,18 +108,8 @@ def instruction_level(request) -> Iterator[None]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the reference, which is plain PyTorch, and tests that show little here."""
-    left_out = [item for item in items if _is_left_out(item)]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in set(left_out)]
-
-
-def _is_left_out(item: pytest.Item) -> bool:
-    parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    promises = {name for mark in item.iter_markers("promise") for name in mark.args}
-    return (
-        parameters.get("backend") == "reference"
-        or any(item.get_closest_marker(mark) for mark in ("unsanitized", "long", "cuda"))
-        or bool(promises and promises <= LEFT_OUT.keys())
+    other_library.leave_out(
+        config, items, lambda item: other_library.shows_nothing(item, "unsanitized")
     )
 
 

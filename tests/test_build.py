@@ -1,6 +1,7 @@
 """What compiles, from what, and what the sources may contain."""
 
 import ast
+import dataclasses
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pyfast_nas._csrc import build
+from csrc import build
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOOLS = build.find_toolchain()
@@ -30,7 +31,7 @@ def test_unknown_kind_names_the_accepted_ones() -> None:
 
 
 def test_auto_without_a_compiler_builds_nothing_and_says_why() -> None:
-    bare = build.dataclasses.replace(TOOLS, cxx="", ninja="")
+    bare = dataclasses.replace(TOOLS, cxx="", ninja="")
     kind, reason = build.choose_kind("auto", bare)
     assert kind == "none"
     assert "no C++ compiler" in reason
@@ -39,13 +40,13 @@ def test_auto_without_a_compiler_builds_nothing_and_says_why() -> None:
 
 @pytest.mark.promise("B2")
 def test_without_torch_the_message_says_what_to_run() -> None:
-    bare = build.dataclasses.replace(TOOLS, torch_root="")
+    bare = dataclasses.replace(TOOLS, torch_root="")
     with pytest.raises(build.BuildError, match="--no-build-isolation"):
         build.choose_kind("cpu", bare)
 
 
 def test_cuda_by_name_without_nvcc_is_an_error() -> None:
-    bare = build.dataclasses.replace(
+    bare = dataclasses.replace(
         TOOLS, nvcc="", torch_cuda="13.0", cxx="g++", ninja="ninja", torch_root="torch"
     )
     with pytest.raises(build.BuildError, match="nvcc was not found"):
@@ -87,14 +88,6 @@ def test_an_offset_in_32_bits_does_not_compile(tmp_path: Path, monkeypatch, fold
         build.build_library(tmp_path / "out", kind="cpu")
     (sources / folder / "narrow.cpp").write_text(kernel.format("numel > 1"))
     build.build_library(tmp_path / "out", kind="cpu")
-
-
-@needs_nvcc
-@pytest.mark.promise("B6")
-@pytest.mark.timeout(300)
-def test_every_cuda_source_compiles_without_a_gpu() -> None:
-    report = build.compile_cuda(REPOSITORY / "build" / "cuda-check", architectures="8.0;9.0+PTX")
-    assert "error" not in report.lower().replace("-werror", "")
 
 
 @needs_nvcc

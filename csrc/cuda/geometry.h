@@ -1,6 +1,7 @@
 // Launch geometry as pure functions: g++ compiles and tests what a launch on a GPU relies on.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "math/macros.h"
@@ -10,6 +11,13 @@ namespace pfn::cuda {
 constexpr int kThreads = 256;
 constexpr int kWarpSize = 32;
 constexpr int kVectorBytes = 16;
+
+// What one launch takes on every GPU: blocks in x and y, shared memory that need not be asked for,
+// arguments.
+constexpr int64_t kMaxGridX = (int64_t{1} << 31) - 1;
+constexpr int64_t kMaxGridY = 65535;
+constexpr std::size_t kMaxSharedBytes = std::size_t{48} << 10;
+constexpr std::size_t kMaxArgumentBytes = 4096;
 
 // Blocks of a forward launch; each strides over the rest. Well below the limit of 2^31 - 1.
 constexpr int64_t kMaxBlocks = 8192;
@@ -22,6 +30,13 @@ constexpr int kVectorsPerThread = 2;
 
 PFN_HD constexpr int64_t divide_up(int64_t count, int64_t by) {
   return count / by + (count % by != 0 ? 1 : 0);
+}
+
+// number / by for numbers that are not negative. A GPU has no instruction for it: in 32 bits, where
+// they suffice, it takes a fraction of what it takes in 64.
+PFN_HD constexpr int64_t quotient(int64_t number, int64_t by) {
+  if (((static_cast<uint64_t>(number) | static_cast<uint64_t>(by)) >> 32) != 0) return number / by;
+  return static_cast<uint32_t>(number) / static_cast<uint32_t>(by);
 }
 
 // Blocks for `count` elements in tiles of `tile`; none for none.

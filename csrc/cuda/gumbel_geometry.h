@@ -8,8 +8,6 @@
 
 namespace pfn::cuda {
 
-// A grid's first dimension may hold 2^31 - 1 blocks; each strides over the rest.
-constexpr int64_t kMaxGrid = (int64_t{1} << 31) - 1;
 // Rows that one thread samples in registers: this short, and for so few ranks.
 constexpr int64_t kMaxThreadColumns = 64;
 constexpr int64_t kMaxThreadTop = 4;

@@ -2,13 +2,13 @@
 // return cudaGetLastError(), do nothing for no elements and allocate nothing.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <cstdint>
 
 #include "cuda/geometry.h"
+#include "cuda/runtime.h"
 #include "math/accumulate.h"
 #include "math/limits.h"
+#include "node/node.h"
 
 namespace pfn::cuda {
 
@@ -105,5 +105,29 @@ cudaError_t launch_philox_uniform(const int64_t* seed,  // seed[0] and seed[seed
                                   int64_t columns,
                                   float* out,  // [rows, columns]
                                   cudaStream_t stream);
+
+// ---- fused_node
+// ----------------------------------------------------------------------------------
+
+// Nodes as node/node.h has them, with pointers to memory of the device; scratch of so many bytes is
+// the caller's.
+template <typename T>
+int64_t fused_node_bytes(const node::Node<T>& node);
+
+template <typename T>
+cudaError_t launch_fused_node(const node::Node<T>& node,
+                              const node::Images<T>& y,
+                              void* memory,
+                              cudaStream_t stream);
+
+template <typename T>
+int64_t fused_node_backward_bytes(const node::Node<T>& node);
+
+template <typename T>
+cudaError_t launch_fused_node_backward(const node::Node<T>& node,
+                                       const node::Images<const T>& grad,
+                                       T* grad_weights,  // [columns] or null
+                                       void* memory,
+                                       cudaStream_t stream);
 
 }  // namespace pfn::cuda

@@ -3,10 +3,21 @@
 
 #include <cstdint>
 
+#include "cuda/block.h"
 #include "cuda/geometry.h"
 #include "math/accumulate.h"
 
 namespace pfn::cuda {
+
+#if defined(PFN_TWIN)
+using twin::load_vector;
+using twin::store_vector;
+using twin::Vector;
+#else
+using Vector = uint4;
+PFN_DEVICE Vector load_vector(const Vector* from) { return __ldcs(from); }
+PFN_DEVICE void store_vector(Vector* to, Vector value) { *to = value; }
+#endif
 
 // kCount values of a storage type, moved 16 bytes at a time where they fill that.
 template <typename T, int kCount>
@@ -17,12 +28,12 @@ struct Values {
   alignas(kWide ? kVectorBytes : sizeof(T)) T values[kCount];
 
   // Reads from an address that is aligned to 16 bytes where kCount values fill that.
-  __device__ __forceinline__ void load(const T* from) {
+  PFN_DEVICE void load(const T* from) {
     if constexpr (kWide) {
-      uint4* to = reinterpret_cast<uint4*>(values);
+      Vector* to = reinterpret_cast<Vector*>(values);
 #pragma unroll
       for (int i = 0; i < kBytes / kVectorBytes; ++i) {
-        to[i] = __ldcs(reinterpret_cast<const uint4*>(from) + i);
+        to[i] = load_vector(reinterpret_cast<const Vector*>(from) + i);
       }
     } else {
 #pragma unroll
@@ -30,11 +41,13 @@ struct Values {
     }
   }
 
-  __device__ __forceinline__ void store(T* to) const {
+  PFN_DEVICE void store(T* to) const {
     if constexpr (kWide) {
-      const uint4* from = reinterpret_cast<const uint4*>(values);
+      const Vector* from = reinterpret_cast<const Vector*>(values);
 #pragma unroll
-      for (int i = 0; i < kBytes / kVectorBytes; ++i) reinterpret_cast<uint4*>(to)[i] = from[i];
+      for (int i = 0; i < kBytes / kVectorBytes; ++i) {
+        store_vector(reinterpret_cast<Vector*>(to) + i, from[i]);
+      }
     } else {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) to[i] = values[i];
@@ -42,7 +55,7 @@ struct Values {
   }
 
   // The same for the first `count` values at the end of a tensor; the others read as zero.
-  __device__ __forceinline__ void load_some(const T* from, int64_t count) {
+  PFN_DEVICE void load_some(const T* from, int64_t count) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       if (i < count) {
@@ -53,7 +66,7 @@ struct Values {
     }
   }
 
-  __device__ __forceinline__ void store_some(T* to, int64_t count) const {
+  PFN_DEVICE void store_some(T* to, int64_t count) const {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       if (i < count) to[i] = values[i];
@@ -61,7 +74,7 @@ struct Values {
   }
 
   // `left` values remain in the tensor at this address; none or less are left untouched.
-  __device__ __forceinline__ void load_up_to(const T* from, int64_t left) {
+  PFN_DEVICE void load_up_to(const T* from, int64_t left) {
     if (left >= kCount) {
       load(from);
     } else {
@@ -69,7 +82,7 @@ struct Values {
     }
   }
 
-  __device__ __forceinline__ void store_up_to(T* to, int64_t left) const {
+  PFN_DEVICE void store_up_to(T* to, int64_t left) const {
     if (left >= kCount) {
       store(to);
     } else {
@@ -80,11 +93,9 @@ struct Values {
 
 // Sum over the lanes of a full warp in a fixed order; lane 0 holds it.
 template <typename T>
-__device__ __forceinline__ T warp_sum(T value) {
+PFN_DEVICE T warp_sum(const Block& block, T value) {
 #pragma unroll
-  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
-    value += __shfl_down_sync(0xffffffffu, value, offset);
-  }
+  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) value += block.shuffle_down(value, lanes);
   return value;
 }
 

@@ -10,6 +10,7 @@
 
 #include "cpu/gumbel_topk_lanes.h"
 #include "cuda/gumbel_geometry.h"
+#include "cuda/norm_geometry.h"
 #include "math/gumbel.h"
 #include "math/philox.h"
 #include "math/sample_row.h"
@@ -167,6 +168,45 @@ py::tuple sample_row(const Array<T>& logits,
   return py::make_tuple(usable, weights, indices, keys);
 }
 
+// The kernels of norm_mixed_sum over one tensor: first element of each vector [blocks, threads,
+// steps], or -1; the entry of the partial sums that its block, or its column, leaves; and for each
+// channel the places of its entries and how many values each covers.
+py::dict norm_shares(int64_t outer, int64_t channels, int64_t inner, int width, int64_t steps) {
+  namespace cuda = pfn::cuda;
+  const cuda::NormTiles tiles = cuda::norm_tiles(outer, channels, inner, width, steps);
+  const int64_t blocks = cuda::norm_blocks(tiles), items = cuda::norm_items(tiles);
+  Array<int64_t> offsets({blocks, int64_t{cuda::kThreads}, int64_t{tiles.steps}});
+  Array<int64_t> entries(blocks), places({channels, items}), values(items);
+  int64_t* offset = offsets.mutable_data();
+  for (int64_t block = 0; block < blocks; ++block) {
+    const cuda::NormPlace place = cuda::norm_place(tiles, block);
+    entries.mutable_data()[block] =
+        place.piece * cuda::norm_entries(tiles) + (tiles.runs ? place.tile : 0);
+    for (int thread = 0; thread < cuda::kThreads; ++thread) {
+      const cuda::NormThread mine = cuda::norm_thread(tiles, place, thread);
+      for (int step = 0; step < tiles.steps; ++step) {
+        *offset++ = cuda::norm_offset(tiles, place, mine, step);
+      }
+    }
+  }
+  for (int64_t channel = 0; channel < channels; ++channel) {
+    for (int64_t item = 0; item < items; ++item) {
+      places.mutable_at(channel, item) = cuda::norm_item(tiles, channel, item);
+      values.mutable_at(item) = cuda::norm_item_values(tiles, item);
+    }
+  }
+  py::dict shares;
+  shares["runs"] = tiles.runs;
+  shares["lanes"] = tiles.lanes;
+  shares["rows"] = tiles.rows;
+  shares["offsets"] = offsets;
+  shares["entries"] = entries;
+  shares["entries_of_piece"] = cuda::norm_entries(tiles);
+  shares["places"] = places;
+  shares["values"] = values;
+  return shares;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_host, m) {
@@ -199,5 +239,8 @@ PYBIND11_MODULE(_host, m) {
   m.def("counters_per_row", &cuda::counters_per_row);
   m.def("first_item", &cuda::first_item);
   m.def("blocks_for", &cuda::blocks_for);
-  m.attr("max_grid") = cuda::kMaxGrid;
+  m.def("norm_shares", &norm_shares);
+  m.def("norm_takes_width", &cuda::norm_takes_width);
+  m.def("norm_adding_steps", &cuda::norm_adding_steps);
+  m.attr("max_grid") = cuda::kMaxGridX;
 }

@@ -187,12 +187,12 @@ class BackwardEdge : EdgePass<T> {
         for (double value : sums.dot) *grad_weight += value;
       }
       const size_t width = static_cast<size_t>(row_size());
-      last_[b] = {std::vector<T>(width, branch.weight), std::vector<T>(width),
+      last_[b] = {std::vector<T>(width, *branch.weight), std::vector<T>(width),
                   std::vector<T>(width), std::vector<T>(width)};
       return;
     }
     const Folded<T>& folded = stages_[b].empty() ? pool_norms_[b] : stages_[b].back().folded;
-    last_[b] = through(norm, folded, static_cast<double>(branch.weight), sums, grad_weight);
+    last_[b] = through(norm, folded, static_cast<double>(*branch.weight), sums, grad_weight);
   }
 
   // After the second pass: the same for the norm between the two stages.
@@ -389,7 +389,7 @@ class BackwardEdge : EdgePass<T> {
       const Branch<T>& branch = edge_.branches[b];
       if (is_pool(branch.kind)) pools[branch.kind == Kind::max_pool ? 0 : 1].push_back(b);
       if (branch.kind != Kind::skip) continue;
-      skip += branch.weight;
+      skip += *branch.weight;
       has_skip = true;
     }
     if (has_relu || has_skip) {

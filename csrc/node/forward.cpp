@@ -151,7 +151,7 @@ class ForwardEdge : EdgePass<T> {
     std::vector<Folded<T>> norms;
     for (size_t b = 0; b < stages_.size(); ++b) {
       Folded<T>& norm = norms.emplace_back(fold(last_norm(b)));
-      const T weight = edge_.branches[b].weight;
+      const T weight = *edge_.branches[b].weight;
       for (size_t c = 0; c < width; ++c) {
         norm.scale[c] *= weight;
         norm.shift[c] *= weight;

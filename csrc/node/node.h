@@ -45,7 +45,7 @@ struct Stage {
 template <typename T>
 struct Branch {
   Kind kind = Kind::skip;
-  T weight{};
+  const T* weight = nullptr;
   int64_t column = 0;            // its place among the weights
   std::vector<Stage<T>> stages;  // of a convolution: 1 or 2
   Norm<T> norm;                  // of a pool

@@ -293,12 +293,12 @@ volatile int* refusal_flag() {
   return flag;
 }
 
-void check_earlier_calls(const char* op) {
+void check_refusals(const char* op) {
   volatile int* flag = refusal_flag();
   const bool raised = *flag != 0;
   *flag = 0;
-  check(!raised, op,
-        ": an earlier call on CUDA was given logits with NaN, +inf or fewer than k unmasked "
+  check(!raised, op, kLaunchesWait ? ": this call" : ": an earlier call on CUDA",
+        " was given logits with NaN, +inf or fewer than k unmasked "
         "candidates in a row; its indices in that row are -1");
 }
 
@@ -311,8 +311,8 @@ std::tuple<Tensor, Tensor, Tensor> gumbel_topk_cuda(const Tensor& logits,
                                                     const std::optional<Tensor>& noise) {
   constexpr const char* op = "gumbel_topk";
   const SampleArgs in(op, logits, k, tau, seed, noise);
-  const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
-  check_earlier_calls(op);
+  const DeviceGuard guard(logits.get_device_index());
+  if (!kLaunchesWait) check_refusals(op);
   Tensor weights = empty_matrix(in.logits, in.rows, k);
   Tensor indices = empty_matrix(in.logits, in.rows, k, code_of(TypeTag<int64_t>{}));
   const bool needs_keys = keep_keys || !cuda::samples_in_registers(in.columns, k);
@@ -335,6 +335,7 @@ std::tuple<Tensor, Tensor, Tensor> gumbel_topk_cuda(const Tensor& logits,
         conditional};
     check_launch(op, cuda::launch_gumbel_topk(args, current_stream(logits)));
   });
+  if (kLaunchesWait) check_refusals(op);
   if (needs_keys && !keep_keys) {
     keys = empty_matrix(in.logits, 0, in.columns);
   }
@@ -348,7 +349,7 @@ Tensor gumbel_topk_backward_cuda(const Tensor& grad_weights,
                                  bool conditional) {
   constexpr const char* op = "gumbel_topk_backward";
   const BackwardArgs in(op, grad_weights, keys, indices, tau);
-  const torch::stable::accelerator::DeviceGuard guard(keys.get_device_index());
+  const DeviceGuard guard(keys.get_device_index());
   const int64_t rows = in.keys.size(0), columns = in.keys.size(1);
   Tensor grad = empty_matrix(in.keys, rows, columns);
   dispatch_keys(op, in.keys, [&](auto tag) {
@@ -372,7 +373,7 @@ Tensor philox_uniform_cuda(
     const Tensor& seed, int64_t first_row, int64_t rows, int64_t columns, int64_t stream) {
   constexpr const char* op = "philox_uniform";
   check_block(op, seed, first_row, rows, columns, stream);
-  const torch::stable::accelerator::DeviceGuard guard(seed.get_device_index());
+  const DeviceGuard guard(seed.get_device_index());
   Tensor out = empty_matrix(seed, rows, columns, code_of(TypeTag<float>{}));
   check_launch(op, cuda::launch_philox_uniform(
                        static_cast<const int64_t*>(seed.const_data_ptr()), seed.stride(0),
@@ -385,14 +386,16 @@ Tensor philox_uniform_cuda(
 }  // namespace
 }  // namespace pfn
 
+#ifndef PFN_TWIN
 STABLE_TORCH_LIBRARY_IMPL(pyfast_nas, CPU, m) {
   m.impl("gumbel_topk", TORCH_BOX(&pfn::gumbel_topk_cpu));
   m.impl("gumbel_topk_backward", TORCH_BOX(&pfn::gumbel_topk_backward_cpu));
   m.impl("philox_uniform", TORCH_BOX(&pfn::philox_uniform_cpu));
 }
+#endif
 
 #ifdef PFN_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(pyfast_nas, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(pyfast_nas, PFN_CUDA_KEY, m) {
   m.impl("gumbel_topk", TORCH_BOX(&pfn::gumbel_topk_cuda));
   m.impl("gumbel_topk_backward", TORCH_BOX(&pfn::gumbel_topk_backward_cuda));
   m.impl("philox_uniform", TORCH_BOX(&pfn::philox_uniform_cuda));

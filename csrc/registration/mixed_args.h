@@ -61,4 +61,12 @@ std::vector<X*> gradient_pointers(const char* op,
   return pointers;
 }
 
+// A fresh vector of float or double on the device of `like`.
+template <typename T>
+Tensor scratch(const Tensor& like, int64_t count) {
+  const auto dtype =
+      sizeof(T) == 8 ? torch::headeronly::ScalarType::Double : torch::headeronly::ScalarType::Float;
+  return torch::stable::new_empty(like, {count}, dtype);
+}
+
 }  // namespace pfn

@@ -155,18 +155,10 @@ Tensor dense(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// A fresh vector of accumulators on the device of `like`.
-template <typename Acc>
-Tensor scratch(const Tensor& like, int64_t count) {
-  const auto dtype = sizeof(Acc) == 8 ? torch::headeronly::ScalarType::Double
-                                      : torch::headeronly::ScalarType::Float;
-  return torch::stable::new_empty(like, {count}, dtype);
-}
-
 Tensor mixed_sum_cuda(const std::vector<Tensor>& xs, const Tensor& weights) {
   constexpr const char* op = "mixed_sum";
   check(!xs.empty(), op, ": xs must hold at least one candidate, got 0");
-  const torch::stable::accelerator::DeviceGuard guard(weights.get_device_index());
+  const DeviceGuard guard(weights.get_device_index());
   Tensor y = empty_like(xs[0], weights);
   const MixedArgs args = check_mixed_args(op, xs, weights, y, /*reads_xs=*/true);
   const Tensor dense_weights = dense(weights);
@@ -203,7 +195,7 @@ std::tuple<std::vector<Tensor>, Tensor> mixed_sum_backward_cuda(const Tensor& gr
                                                                 bool wants_weights) {
   constexpr const char* op = "mixed_sum_backward";
   check(!xs.empty(), op, ": xs must hold at least one candidate, got 0");
-  const torch::stable::accelerator::DeviceGuard guard(weights.get_device_index());
+  const DeviceGuard guard(weights.get_device_index());
   const int64_t num_ops = static_cast<int64_t>(xs.size());
   std::vector<Tensor> grads = empty_gradients(op, xs[0], num_ops, wanted);
   Tensor grad_weights = torch::stable::new_empty(weights, {wants_weights ? num_ops : 0});
@@ -249,13 +241,15 @@ std::tuple<std::vector<Tensor>, Tensor> mixed_sum_backward_cuda(const Tensor& gr
 }  // namespace
 }  // namespace pfn
 
+#ifndef PFN_TWIN
 STABLE_TORCH_LIBRARY_IMPL(pyfast_nas, CPU, m) {
   m.impl("mixed_sum", TORCH_BOX(&pfn::mixed_sum_cpu));
   m.impl("mixed_sum_backward", TORCH_BOX(&pfn::mixed_sum_backward_cpu));
 }
+#endif
 
 #ifdef PFN_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(pyfast_nas, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(pyfast_nas, PFN_CUDA_KEY, m) {
   m.impl("mixed_sum", TORCH_BOX(&pfn::mixed_sum_cuda));
   m.impl("mixed_sum_backward", TORCH_BOX(&pfn::mixed_sum_backward_cuda));
 }

@@ -137,16 +137,15 @@ std::tuple<Tensor, Tensor> norm_mixed_sum_cpu(const std::vector<Tensor>& xs,
   auto candidates = read_candidates(op, xs, weights, params, kinds, eps);
   const int64_t channels = xs[0].size(1);
   Tensor y = empty_like(xs[0], weights);
-  Tensor statistics = torch::stable::new_empty(xs[0], {count_norms(candidates), 2, channels},
-                                               torch::headeronly::ScalarType::Double);
+  Tensor statistics =
+      torch::stable::new_empty(xs[0], {static_cast<int64_t>(eps.size()), 2, channels},
+                               torch::headeronly::ScalarType::Double);
   double* numbers = mutable_data<double>(op, "statistics", statistics);
   size_t next = 0;
   for (const NormCandidate& candidate : candidates) {
     if (!is_given(candidate.kind)) continue;
     for (int64_t which = 0; which < 2; ++which) {
-      check(next < given.size() && given[next].dim() == 1 && given[next].size(0) == channels, op,
-            ": given must hold mean and variance of each norm that uses them");
-      const auto values = read_vector(op, "given", given[next++]);
+      const auto values = read_vector(op, "given", given_at(op, given, next++, xs[0]));
       std::copy(values.begin(), values.end(), numbers + (2 * candidate.norm + which) * channels);
     }
   }
@@ -288,25 +287,6 @@ void small_gradients(const char* op,
   }
 }
 
-// Which sums the gradients that are asked for are made of; the last is that of grad alone.
-std::vector<bool> wanted_dots(const std::vector<NormCandidate>& candidates,
-                              const std::vector<bool>& wants_x,
-                              bool wants_weights,
-                              const std::vector<int64_t>& wanted_params) {
-  std::vector<bool> wanted(candidates.size() + 1, false);
-  for (size_t k = 0; k < candidates.size(); ++k) {
-    const NormCandidate& candidate = candidates[k];
-    wanted[k] = wants_weights || (wants_x[k] && candidate.uses_batch());
-    for (int64_t param : wanted_params) {
-      if (candidate.param < 0) continue;
-      if (param == candidate.param) wanted[k] = true;
-      if (param == candidate.param + 1) wanted.back() = true;
-    }
-    if (wanted[k] && has_norm(candidate.kind)) wanted.back() = true;
-  }
-  return wanted;
-}
-
 std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> norm_mixed_sum_backward_cpu(
     const Tensor& grad,
     const std::vector<Tensor>& xs,
@@ -321,12 +301,7 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> norm_mixed_sum_back
   constexpr const char* op = "norm_mixed_sum_backward";
   auto candidates = read_candidates(op, xs, weights, params, kinds, eps);
   const int64_t num_ops = static_cast<int64_t>(xs.size()), channels = xs[0].size(1);
-  check(same_shape(grad, xs[0]), op, ": grad must have the shape of xs");
-  check(grad.get_device_index() == weights.get_device_index(), op,
-        ": grad and weights must be on one device");
-  check(statistics.numel() == 2 * count_norms(candidates) * channels &&
-            statistics.get_device_index() == weights.get_device_index(),
-        op, ": statistics must be those of the norms");
+  check_norm_backward(op, grad, xs[0], statistics, eps, params, wanted_params);
   const Tensor dense_statistics =
       statistics.is_contiguous() ? statistics : torch::stable::contiguous(statistics);
   const double* numbers = const_data<double>(op, "statistics", dense_statistics);
@@ -339,16 +314,10 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> norm_mixed_sum_back
   std::vector<Tensor> grad_xs = empty_gradients(op, xs[0], num_ops, wanted_xs), grad_params;
   Tensor grad_weights = torch::stable::new_empty(weights, {wants_weights ? num_ops : 0});
   for (int64_t param : wanted_params) {
-    check(param >= 0 && param < static_cast<int64_t>(params.size()), op,
-          ": wanted_params must index params, got ", param);
     grad_params.push_back(torch::stable::new_empty(params[static_cast<size_t>(param)], {channels}));
   }
-  const Tensor model = !grad_xs.empty()  ? grad_xs[0]
-                       : is_dense(xs[0]) ? xs[0]
-                                         : empty_like(xs[0], xs[0]);
-  std::vector<bool> wants_x(xs.size(), false);
-  for (int64_t k : wanted_xs) wants_x[static_cast<size_t>(k)] = true;
-  const auto wanted = wanted_dots(candidates, wants_x, wants_weights, wanted_params);
+  const Tensor model = norm_backward_model(xs[0], grad_xs);
+  const auto wanted = wanted_dots(candidates, wanted_xs, wants_weights, wanted_params);
   const NormGeometry geo = geometry_of(model);
   const Tensor laid_out_grad = laid_out_like(model, grad);
   std::vector<Tensor> laid_out;
@@ -373,7 +342,9 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> norm_mixed_sum_back
 }  // namespace
 }  // namespace pfn
 
+#ifndef PFN_TWIN
 STABLE_TORCH_LIBRARY_IMPL(pyfast_nas, CPU, m) {
   m.impl("norm_mixed_sum", TORCH_BOX(&pfn::norm_mixed_sum_cpu));
   m.impl("norm_mixed_sum_backward", TORCH_BOX(&pfn::norm_mixed_sum_backward_cpu));
 }
+#endif

@@ -18,7 +18,15 @@
 #include "math/accumulate.h"
 
 #ifdef PFN_WITH_CUDA
-#include <cuda_runtime.h>
+#include "cuda/runtime.h"
+#endif
+
+// The device that kernels of csrc/cuda/ are registered for. Where the CPU runs them itself (twin/),
+// they take the place of its own.
+#ifdef PFN_TWIN
+#define PFN_CUDA_KEY CPU
+#else
+#define PFN_CUDA_KEY CUDA
 #endif
 
 namespace pfn {
@@ -141,14 +149,25 @@ inline Tensor laid_out_like(const Tensor& model, const Tensor& tensor) {
   return copy;
 }
 
-#ifdef PFN_WITH_CUDA
+#ifdef PFN_TWIN
+// The CPU is one device with one queue, and a launch that returns is done.
+struct DeviceGuard {
+  explicit DeviceGuard(torch::stable::accelerator::DeviceIndex) {}
+};
+inline constexpr bool kLaunchesWait = true;
+inline cudaStream_t current_stream(const Tensor&) { return nullptr; }
+#elif defined(PFN_WITH_CUDA)
+using torch::stable::accelerator::DeviceGuard;
+inline constexpr bool kLaunchesWait = false;
 inline cudaStream_t current_stream(const Tensor& tensor) {
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
 }
+#endif
 
+#ifdef PFN_WITH_CUDA
 inline void check_launch(const char* op, cudaError_t status) {
   check(status == cudaSuccess, op,
         ": the kernel could not be launched: ", cudaGetErrorString(status));

@@ -6,6 +6,7 @@ from pyfast_nas.algorithms.gradient_search import GradientSearch
 from pyfast_nas.algorithms.msg_das import MSGDAS
 from pyfast_nas.algorithms.options import Option, Range, check_options, option_table
 from pyfast_nas.algorithms.random_search import RandomSearch
+from pyfast_nas.algorithms.step_graph import StepGraph
 
 __all__ = [
     "ALGORITHMS",
@@ -17,6 +18,7 @@ __all__ = [
     "Range",
     "SearchAlgorithm",
     "SharedWeightSearch",
+    "StepGraph",
     "check_options",
     "option_table",
 ]

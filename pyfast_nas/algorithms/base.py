@@ -89,6 +89,8 @@ class SharedWeightSearch:
     """
 
     name: ClassVar[str]
+    # Why the device's part of a step is not the same every time, or empty: see StepGraph.
+    why_not_recorded: ClassVar[str] = "the host chooses anew in every step what runs"
 
     weight_lr: Annotated[float, Range(above=0)] = 0.025
     """Learning rate of the weights in the first epoch."""
@@ -180,11 +182,15 @@ class SharedWeightSearch:
         """Epoch of the next step, counted from 0; steps past the end stay in the last one."""
         return min(self.steps // self.steps_per_epoch, max(self.epochs - 1, 0))
 
-    def _start_step(self) -> None:
+    def start_step(self) -> None:
         """Set what depends on the epoch, explicitly rather than by the order of scheduler calls."""
         self._require_prepared("step")
         for group in self.weight_optimizer.param_groups:
             group["lr"] = cosine(self.weight_lr, self.weight_lr_min, self.epoch, self.epochs)
+
+    def finish_step(self) -> None:
+        """Count the step that was made."""
+        self.steps += 1
 
     def _require_prepared(self, method: str) -> None:
         if not hasattr(self, "weight_optimizer"):

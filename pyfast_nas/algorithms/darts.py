@@ -41,13 +41,23 @@ class DARTS(GradientSearch):
     """
 
     name: ClassVar[str] = "darts"
+    why_not_recorded: ClassVar[str] = ""
 
     def step(self, train: Batch, valid: Batch) -> Metrics:
         """Make one architecture step on ``valid``, then one weight step on ``train``."""
-        self._start_step()
-        metrics = self._architecture_step(train, valid) | self._weight_step(train)
-        self.steps += 1
+        self.start_step()
+        metrics = self.run_step(train, valid)
+        self.finish_step()
         return metrics
+
+    def run_step(self, train: Batch, valid: Batch) -> Metrics:
+        """Do the device's part of a step: the same work every time."""
+        return self._architecture_step(train, valid) | self._weight_step(train)
+
+    def finish_step(self) -> None:
+        """Count the step that was made."""
+        super().finish_step()
+        self.alpha_steps += 1
 
     def hypergradient(self, train: Batch, valid: Batch) -> tuple[Metrics, tuple[Tensor, ...]]:
         """Return d L_valid(w, alpha) / d alpha at fixed weights, and the metrics of the pass.

@@ -6,7 +6,7 @@ that an architecture step leaves no trace but them.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -36,6 +36,9 @@ class GradientSearch(SharedWeightSearch):
     # Architecture steps in a row whose gradient may vanish before alarms() says so.
     patience: ClassVar[int] = 50
 
+    _watches: ClassVar[bool] = False
+    _has_drawn: ClassVar[bool] = False
+
     def prepare(self, supernet: Supernet, **run: Any) -> None:
         """Take the supernet to search and make both optimizers; see the base class."""
         super().prepare(supernet, **run)
@@ -46,6 +49,8 @@ class GradientSearch(SharedWeightSearch):
             betas=self.alpha_betas,
             weight_decay=self.alpha_decay,
             foreach=True,
+            # Its count of steps stands on the device, for a CUDA graph to move on.
+            capturable=self.device.type == "cuda",
         )
         self.first_alphas = self.alphas
         self.alpha_steps = 0
@@ -54,20 +59,39 @@ class GradientSearch(SharedWeightSearch):
     @contextlib.contextmanager
     def _without_trace(self) -> Iterator[None]:
         """Let passes through the supernet leave statistics and random streams as they were."""
-        devices = [self.device] if self.device.type == "cuda" else []
+        is_cuda = self.device.type == "cuda"
+        # While a CUDA graph is recorded no stream may be asked; StepGraph has seen that none moves.
+        devices = [self.device] if is_cuda and not torch.cuda.is_current_stream_capturing() else []
         with torch.random.fork_rng(devices), frozen_statistics(self.supernet):
+            before = self._random_states() if self._watches else []
             yield
+            if self._watches:
+                self._has_drawn |= not all(map(torch.equal, before, self._random_states()))
+
+    @contextlib.contextmanager
+    def watching_draws(self) -> Iterator[Callable[[], bool]]:
+        """Yield what says whether an architecture step inside of the block drew random numbers."""
+        self._watches, self._has_drawn = True, False
+        try:
+            yield lambda: self._has_drawn
+        finally:
+            self._watches = False
+
+    def _random_states(self) -> list[Tensor]:
+        states = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self.device))
+        return states
 
     def _update_alphas(self, gradients: Sequence[Tensor]) -> Metrics:
         """Make one step of Adam along ``gradients``, one tensor per architecture parameter."""
         norm = torch.stack(torch._foreach_norm(list(gradients))).norm()
         # Counted on the device: the host asks in alarms(), not in every step.
-        self.idle_steps = (self.idle_steps + 1) * (norm == 0)
+        self.idle_steps.add_(1).mul_(norm == 0)
         for alpha, gradient in zip(self.alpha_parameters, gradients, strict=True):
             alpha.grad = gradient
         self.alpha_optimizer.step()
         self.alpha_optimizer.zero_grad(set_to_none=True)
-        self.alpha_steps += 1
         return {"alpha/gradient_norm": norm}
 
     def alarms(self) -> tuple[str, ...]:

@@ -195,13 +195,14 @@ class MSGDAS(GradientSearch):
         While the architecture parameters rest, ``valid`` is not looked at and the metrics of its
         pass are absent.
         """
-        self._start_step()
+        self.start_step()
         seed = ops.draw_seed(self.generator, self.device)
         metrics: Metrics = {"tau": self.tau, "drop_rate": self.current_drop_rate}
         if not self._is_early(self.alpha_warmup):
             metrics |= self._architecture_step(valid, seed)
+            self.alpha_steps += 1
         metrics |= self._weight_step(train, seed + self.next_call)
-        self.steps += 1
+        self.finish_step()
         return metrics
 
     def _architecture_step(self, valid: Batch, seed: Tensor) -> Metrics:

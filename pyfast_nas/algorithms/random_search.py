@@ -76,14 +76,14 @@ class RandomSearch(SharedWeightSearch):
 
     def step(self, train: Batch, valid: Batch) -> Metrics:
         """Train one uniformly drawn architecture on ``train``; keep ``valid`` for scoring."""
-        self._start_step()
+        self.start_step()
         self.kept.append(valid)
         seed = ops.draw_seed(self.generator, self.device)
         drawn = draw_sub_graphs(self.uniform, 1, tau=1.0, seed=seed)
         with self._weight_update():
             loss, _, metrics = self._evaluate("train", train, drawn.gates(0))
             loss.backward()
-        self.steps += 1
+        self.finish_step()
         return metrics
 
     def derive(self) -> Genotype:

@@ -44,6 +44,9 @@ class SearchConfig:
     device: str = "auto"
     """Where to compute: 'cpu', 'cuda', 'cuda:1', or 'auto' for a GPU if there is one."""
 
+    graph: bool = True
+    """On a GPU, record the step as a CUDA graph where that can be, and replay it."""
+
     log_interval: Annotated[int, Range(at_least=1)] = 20
     """Steps between two lines of metrics, and between two looks for divergence."""
 

@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 from pyfast_nas._ext import kernels_in_use
 from pyfast_nas.algorithms import ALGORITHMS
 from pyfast_nas.algorithms.base import SearchAlgorithm
+from pyfast_nas.algorithms.step_graph import StepGraph
 from pyfast_nas.data.image_data import ImageData
 from pyfast_nas.data.loader import DeviceLoader
 from pyfast_nas.data.sources import load_data
@@ -219,6 +220,10 @@ def _epochs(
     steps = config.epochs * len(loader)
     event = {"phase": "search", "epochs": config.epochs, "steps": steps}
     warnings: dict[str, str] = {}  # kind of warning -> its latest words
+    graph = StepGraph(algorithm) if config.graph else None
+    make_step = algorithm.step if graph is None else graph.step
+    if graph is not None and graph.reason and device.type == "cuda":
+        _LOG.info("search: steps run without a CUDA graph: %s", graph.reason)
     if not config.epochs:
         _warn(warnings, "no epoch was run: the genotype is that of the initial alphas")
     files.append(
@@ -228,7 +233,7 @@ def _epochs(
         started, means = time.perf_counter(), Means()
         for place, (train, valid) in enumerate(loader, start=1):
             step += 1
-            buffer.add(step, algorithm.step(train, valid))
+            buffer.add(step, make_step(train, valid))
             if step % config.log_interval and place < len(loader):
                 continue
             # Here, and only here, the host waits for the device.
@@ -245,6 +250,8 @@ def _epochs(
         genotype = algorithm.derive()
         sick = collapsed(genotype, config.collapse_limit)
         amiss = [*sick, *algorithm.alarms()]
+        if graph is not None and graph.failed:
+            amiss.append(f"steps ran without a CUDA graph, which failed: {graph.reason}")
         for sentence in amiss:
             _warn(warnings, sentence)
         row = {"kind": "epoch", "epoch": epoch, **means.values()}

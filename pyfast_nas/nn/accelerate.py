@@ -169,7 +169,7 @@ def _notes(model: nn.Module, report: AccelerateReport) -> Iterator[str]:
         yield f"{count(range(ours), 'pyfast_nas MixedOp')} run in fused nodes anyway"
     elif not report.replaced and not report.left_alone:
         yield "no module has a list of candidates and a forward(x, weights)"
-    devices = {p.device.type for p in model.parameters()} - {"cpu"}
+    devices = {p.device.type for p in model.parameters()} - {"cpu", "cuda"}
     if report.replaced and devices:
         yield f"on {', '.join(sorted(devices))} the model's own forward runs: no fused node there"
 

@@ -134,14 +134,14 @@ class _Made(NamedTuple):
         one: Tensor,
     ) -> "_Made":
         recipes = [recipe for call in calls for recipe in call.recipes]
-        where = torch.tensor([place for node in places for place in node])
+        where = [place for node in places for place in node]
         return cls(
             _key(inputs, gate),
             tuple(tuple(holder.values()) for holder in holders),
             tuple((recipe, recipe.state()) for recipe in recipes),
             cell,
             tuple(calls),
-            where.to(gate.weights.device, non_blocking=True),
+            torch.tensor(where, device=gate.weights.device),
             tuple(map(len, places)),
             one,
         )

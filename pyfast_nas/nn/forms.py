@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyfast_nas import ops
-from pyfast_nas.nn.fusion import Recipes, Sum, Term, gather, plan_cell
+from pyfast_nas.nn.fusion import Recipes, Sum, Term, chosen, gather, plan_cell
 
 __all__ = [
     "CellSum",
@@ -235,10 +235,10 @@ def mix(xs: Sequence[Tensor], terms: Sequence[Term], weights: Tensor) -> Tensor:
     total, rest = None, range(len(terms))
     if call is not None:
         rest = call.rest
-        total = call.run(weights if len(call.places) == len(terms) else weights[call.places])
+        total = call.run(chosen(weights, call.places, len(terms)))
         if not rest:
             return total
-        weights = weights[rest]
+        weights = chosen(weights, rest)
     outputs = (terms[place].module(xs[terms[place].edge]) for place in rest)
     if torch.is_grad_enabled() or total is None:
         added = ops.mixed_sum(list(outputs), weights)

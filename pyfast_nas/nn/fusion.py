@@ -3,6 +3,7 @@
 What a fused node cannot take is left to the caller, who runs it as a plain module beside it.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ __all__ = [
     "Recipes",
     "Sum",
     "Term",
+    "chosen",
     "gather",
     "is_served",
     "plan_cell",
@@ -211,7 +213,7 @@ def is_served(x: Tensor, weights: Tensor) -> bool:
         and x.dtype is weights.dtype
         and ops.serves_fused_node(x)
         and weights.device == x.device
-        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_autocast_enabled(x.device.type)
         and torch._C._get_tracing_state() is None
         and not (
             _module._global_forward_hooks
@@ -269,7 +271,7 @@ def plan_cell(
         call = gather(states, terms, weights)
         if call is None or call.rest:
             return None
-        taken = weights if len(call.places) == len(terms) else weights[call.places]
+        taken = chosen(weights, call.places, len(terms))
         calls.append(call)
         nodes.append(call.as_node(taken, again))
         states.append(inputs[0].new_empty(()).expand(call.size))
@@ -290,12 +292,49 @@ def zero_places(weights: Tensor) -> frozenset[int]:
     """Return where a weight is exactly zero and no derivative of it is asked for."""
     if (
         type(weights) is not Tensor  # without values, perhaps
+        or weights.device.type != "cpu"  # to ask another device is to wait for it
         or weights.requires_grad
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     ):
         return frozenset()
     return frozenset(place for place, value in enumerate(weights.tolist()) if value == 0)
+
+
+def chosen(weights: Tensor, places: Sequence[int], out_of: int = -1, again: bool = True) -> Tensor:
+    """Return the weights at some places of a vector: all as they are, if there are ``out_of``.
+
+    The other places get a gradient of zero.
+
+    Args:
+        weights: The vector.
+        places: Which of them.
+        out_of: How many there are, where that may be all.
+        again: Whether the same places will be asked for again. Their index then stays on the
+            device: to bring it to a GPU each time is to wait for the GPU, and no CUDA graph can
+            hold that.
+
+    Example:
+        >>> chosen(torch.tensor([1.0, 2.0, 3.0]), [2, 0])
+        tensor([3., 1.])
+    """
+    if len(places) == out_of:
+        return weights
+    if (
+        type(weights) is not Tensor  # without values, perhaps
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return weights[list(places)]
+    if not again:
+        return weights[torch.tensor(places).to(weights.device, non_blocking=True)]
+    return weights[_index(tuple(places), weights.device)]
+
+
+@functools.lru_cache(maxsize=4096)
+def _index(places: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # or nobody could differentiate through it later
+        return torch.tensor(places, device=device)
 
 
 def _learns(module: nn.Module) -> bool:
@@ -317,16 +356,19 @@ def _track(statistics: Tensor, norms: Sequence[NormLayer | None], values: int) -
     if counted := [counter for counter in counters if counter is not None]:
         torch._foreach_add_(counted, 1)
     if len(rows) < len(norms):
-        statistics = statistics[rows]
+        statistics = torch.stack([statistics[row] for row in rows])
     momenta = [_momentum(*pair) for pair in zip(layers, counters, strict=True)]
     momentum: float | Tensor = momenta[0]
     if momenta.count(momentum) < len(momenta):
-        momentum = statistics.new_tensor(momenta).view(-1, 1, 1)
+        momentum = torch.stack([statistics.new_full((1,), each) for each in momenta])
     running = [layer.buffers[name] for layer in layers for name in ("running_mean", "running_var")]
     # torch moves them in double precision too, whatever their dtype.
     before = torch.stack(running).to(statistics.dtype).view(statistics.shape)
-    unbiased = statistics.new_tensor([1.0, values / (values - 1)]).view(1, 2, 1)
-    after = before * (1 - momentum) + statistics * (unbiased * momentum)
+    mean, var = statistics.unbind(1)
+    unbiased = values / (values - 1)
+    new = torch.stack([mean * momentum, var * (unbiased * momentum)], 1)
+    old = 1 - momentum if isinstance(momentum, float) else (1 - momentum).unsqueeze(2)
+    after = before * old + new
     torch._foreach_copy_(running, list(after.to(running[0].dtype).view(len(running), -1).unbind()))
 
 

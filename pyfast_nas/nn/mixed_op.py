@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 
 from pyfast_nas import ops
 from pyfast_nas.errors import SearchSpaceError
-from pyfast_nas.nn.fusion import FusedCall, Recipes, Term, gather, is_served
+from pyfast_nas.nn.fusion import FusedCall, Recipes, Term, chosen, gather, is_served
 from pyfast_nas.nn.gates import GateOutput, straight_through
 from pyfast_nas.nn.primitives import Zero
 
@@ -147,19 +147,19 @@ def mix_edges(
     places, positions = places_of(edges, gate, first_row)
     if not places:
         return edges[0].candidate(edges[0].is_zero.index(True))(inputs[0])
-    # An index tensor drops `none` from the sum and still gives its weight a zero gradient.
-    where = torch.tensor(positions).to(gate.weights.device, non_blocking=True)
-    weights = gate.weights.flatten()[where]
+    again = gate.active is None  # other samples run other candidates
+    weights = chosen(gate.weights.flatten(), positions, again=again)
     if is_served(inputs[0], weights):
         factors = factors_of(weights, gate.straight_through)
         call = gather(inputs, [edges[edge].term(edge, k) for edge, k in places], factors)
         if call is not None:
-            taken = len(call.places) == len(places)
-            first = call.run(factors if taken else factors[call.places])
+            first = call.run(chosen(factors, call.places, len(places), again))
             if not call.rest:
                 return first
             outputs = _run(edges, inputs, places, call)
-            return _sum(outputs, weights[call.rest], gate.straight_through, first)
+            return _sum(
+                outputs, chosen(weights, call.rest, again=again), gate.straight_through, first
+            )
     return _sum(_run(edges, inputs, places), weights, gate.straight_through)
 
 

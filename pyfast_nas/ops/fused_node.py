@@ -34,7 +34,7 @@ def serves_fused_node(x: Tensor) -> bool:
         False
     """
     return (
-        x.device.type == "cpu"
+        x.device.type in ("cpu", "cuda")
         and x.dtype in (torch.float32, torch.float64)
         and x.dim() == 4
         and x.numel() > 0

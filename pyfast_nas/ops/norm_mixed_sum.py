@@ -35,8 +35,7 @@ def norm_mixed_sum(
     with mean and biased variance of each channel over all other dimensions, those of the batch or
     given ones. First derivatives in ``xs``, ``weights`` and every gamma and beta come from the
     kernel. Where derivatives of higher order, forward mode or a ``torch.func`` transform ask for
-    more, the same is computed by plain PyTorch operations: exact and slower. They serve tensors on
-    other devices than the CPU as well.
+    more, the same is computed by plain PyTorch operations: exact and slower.
 
     Args:
         xs: Candidate outputs, all of one shape and device. Layouts may differ; those that differ
@@ -81,7 +80,7 @@ def norm_mixed_sum(
         xs = widest_under_autocast(xs, weights)
     check_norm_mixed_sum(xs, weights, norms)
     norms = [_with_constants(norm) for norm in norms]
-    if weights.device.type != "cpu" or not _ext.compiled_for(weights.device):
+    if not _ext.compiled_for(weights.device):
         return reference_norm.norm_mixed_sum(xs, weights, norms)
     params = [t for norm in norms if norm is not None for t in norm[:2] if t is not None]
     given = [t for norm in norms if norm is not None for t in norm[2:4] if t is not None]

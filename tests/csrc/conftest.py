@@ -6,6 +6,8 @@ from types import ModuleType
 
 import pytest
 
+from csrc import build
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -19,7 +21,6 @@ def load(name: str, path: Path) -> ModuleType:
 @pytest.fixture(scope="session")
 def host() -> ModuleType:
     """Give the math headers as Python functions; only what changed is compiled again."""
-    build = load("csrc_build", REPOSITORY / "csrc" / "build.py")
     tools = build.find_toolchain()
     if not (tools.cxx and tools.ninja and importlib.util.find_spec("pybind11")):
         pytest.skip("the _host module needs a C++ compiler, ninja and pybind11")

@@ -88,14 +88,17 @@ def test_cpu_kernels_convert_no_index_silently(compiler):
 
 
 def test_every_launch_is_checked_and_guarded():
-    kernels = (CSRC / "cuda" / "mixed_sum.cu").read_text()
-    launchers = re.findall(r"^cudaError_t launch_\w+\(.*?^}", kernels, re.M | re.S)
-    assert len(launchers) == 3
-    assert all("return cudaGetLastError();" in launcher for launcher in launchers)
-    registration = (CSRC / "registration" / "mixed_sum.cpp").read_text()
-    entries = re.findall(r"^[\w:<>, ]+ mixed_sum\w*_cuda\(.*?^}", registration, re.M | re.S)
-    assert len(entries) == 2
-    for entry in entries:
-        assert "DeviceGuard guard(" in entry and "current_stream(" in entry
-        statements = [part for part in entry.split(";") if "cuda::launch_" in part]
-        assert statements and all("check_launch(" in statement for statement in statements)
+    assert "return cudaGetLastError();" in (CSRC / "cuda" / "block.h").read_text()
+    for path in (CSRC / "cuda").glob("*.cu"):
+        kernels = path.read_text()
+        assert "<<<" not in kernels, "launch() of block.h is the only place that starts kernels"
+        words_before = re.findall(r"(\w+)\s+launch\(", kernels)
+        assert words_before and set(words_before) == {"return"}, path.name
+    for name, count in (("mixed_sum", 2), ("gumbel_topk", 2)):
+        registration = (CSRC / "registration" / f"{name}.cpp").read_text()
+        entries = re.findall(rf"^[\w:<>, ]+ {name}\w*_cuda\(.*?^}}", registration, re.M | re.S)
+        assert len(entries) == count
+        for entry in entries:
+            assert "DeviceGuard guard(" in entry and "current_stream(" in entry
+            statements = [part for part in entry.split(";") if "cuda::launch_" in part]
+            assert statements and all("check_launch(" in part for part in statements)

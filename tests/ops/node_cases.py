@@ -5,7 +5,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from pyfast_nas.ops import Candidate, Norm, Stage
+from pyfast_nas import ops
+from pyfast_nas.ops import Candidate, Norm, Stage, reference_edges
 from pyfast_nas.ops.node_plan import params_of
 
 SEP3, SEP5, DIL3, DIL5 = ((3, 1), (3, 1)), ((5, 1), (5, 1)), ((3, 2),), ((5, 2),)
@@ -82,11 +83,47 @@ class NodeCase:
         return [x.to(dtype) for x in xs], tensors[0], cast(candidates, dtype), tensors[1]
 
 
-def cast(candidates, dtype: torch.dtype) -> list[Candidate]:
-    """Return the candidates in another dtype."""
+NORMS = ("", "a", "g", "ag")
+SHAPES = [
+    (2, 16, 8, 8),
+    (3, 4, 7, 5),
+    (2, 20, 9, 10),
+    (1, 33, 6, 6),
+    (4, 1, 3, 3),
+    (2, 3, 1, 9),
+    (5, 64, 4, 4),
+    (2, 16, 32, 32),
+]
+CASES = [
+    *(
+        NodeCase(shape, strides, norm)
+        for shape in SHAPES
+        for strides in ((1,), (2,))
+        for norm in NORMS
+    ),
+    *(NodeCase((2, 5, 6, 7), (stride,), norm, ODD) for stride in (1, 2) for norm in ("", "a")),
+    *(NodeCase((2, 8, 6, 6), (1, 1, 1), norm) for norm in ("", "ag")),
+    *(NodeCase((2, 24, 5, 5), (s,), "a", (((0, 1),), SEP3), False, 7) for s in (1, 2)),
+    *(NodeCase((2, 6, 8, 4), (2,), norm, (REDUCE, SEP3)) for norm in NORMS),
+    *(NodeCase((2, c, 8, 8), (2,), "a", (REDUCE,), False, out) for c, out in ((48, 16), (5, 33))),
+    NodeCase((3, 64, 8, 8), (2, 2), "", (REDUCE, DIL5), True),
+    NodeCase((2, 40, 5, 5), (1,), "", (((0, 1),), DIL5), False, 19),
+    *(
+        NodeCase(shape, (stride,), norm, FULL)
+        for shape in ((2, 5, 6, 7), (3, 16, 8, 8), (2, 20, 9, 18))
+        for stride in (1, 2)
+        for norm in ("", "ag")
+    ),
+    *(NodeCase((2, c, 7, 33), (1,), "a", FULL, False, out) for c, out in ((48, 16), (5, 40))),
+    NodeCase((2, 64, 8, 8), (1, 1), "", (FULL[0], ((0, 1),))),
+]
+
+
+def cast(candidates, to: torch.dtype | torch.device | str) -> list[Candidate]:
+    """Return the candidates in another dtype or on another device."""
 
     def tensor(t):
-        return None if t is None else t.to(dtype)
+        return None if t is None else t.to(to)
 
     def norm(n):
         return None if n is None else Norm(*map(tensor, n[:4]), n.eps)
@@ -125,3 +162,45 @@ def with_params(candidates, params) -> list[Candidate]:
         return Stage(taps, matrix, norm(s.norm), s.dilation, shifted)
 
     return [c._replace(stages=tuple(map(stage, c.stages)), norm=norm(c.norm)) for c in candidates]
+
+
+def truth_of(case) -> list[Tensor]:
+    """Return the results of plain PyTorch in float64."""
+    return run(case, torch.float64, reference_edges.fused_node)
+
+
+def run(case, dtype=torch.float32, function=ops.fused_node, device="cpu") -> list[Tensor]:
+    """Return the results of ``function``, computed on ``device``."""
+    xs, weights, candidates, gradient = case.make(dtype)
+    here = [x.to(device) for x in xs], weights.to(device), cast(candidates, device)
+    found = with_gradients(function, *here, gradient.to(device), case.strides)
+    return [t.cpu() for t in found]
+
+
+def check_float64(case, device="cpu") -> None:
+    """Hold results in float64 to those of plain PyTorch on the CPU."""
+    for got, want in zip(run(case, torch.float64, device=device), truth_of(case), strict=True):
+        # Gradients through a batch norm of two values vanish but for rounding.
+        scale = want.abs().max().clamp_min(1e-3)
+        assert (got - want).abs().max() <= 1e-11 * scale
+
+
+def check_float32(case, device="cpu") -> None:
+    """Hold the error in float32 to twice that of plain PyTorch on the same device."""
+    truth = truth_of(case)
+    plain = run(case, function=reference_edges.fused_node, device=device)
+    gradient = case.make(torch.float64)[3]
+    edges = len(case.strides)
+    for place, (got, eager, want) in enumerate(
+        zip(run(case, device=device), plain, truth, strict=True)
+    ):
+        error = (got.double() - want).abs().max()
+        scale = want.abs().max()
+        if place == 2 or place > 2 + edges:
+            # A sum over the whole batch, whose terms may cancel: gradients of weights, parameters.
+            scale = scale.maximum(gradient.abs().sum())
+        # Roundings of the result, of a window's sum and of the sum over channels, which a full
+        # convolution takes over all taps.
+        window = max([1, *(size**2 for stages in case.windows for size, _ in stages if size < -1)])
+        unit = 2.0**-24 * (1 + 25 + case.shape[1] * window)
+        assert error <= 2 * (eager.double() - want).abs().max() + unit * scale

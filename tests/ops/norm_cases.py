@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyfast_nas import ops
-from pyfast_nas.ops import Norm
-from pyfast_nas.testing import DTYPES
+from pyfast_nas.ops import Norm, reference_norm
+from pyfast_nas.testing import DTYPES, accumulation_dtype, assert_bound
 
 # Candidates, and everything else: one dtype, or 16-bit candidates with float32.
 PAIRS = [(dtype, dtype) for dtype in DTYPES] + [
@@ -15,6 +15,25 @@ PAIRS = [(dtype, dtype) for dtype in DTYPES] + [
 ]
 # Kinds of candidates: no norm, a plain one, an affine one, both of these with given statistics.
 KINDS = ("affine", "plain", "none", "given", "given_affine")
+
+
+# Rows with a channel each, runs of one channel, pixels: around the sizes at which paths change.
+SHAPES = [
+    (2, 1),
+    (31, 3),
+    (33, 16),
+    (127, 17),
+    (1025, 2),
+    (9, 1031),
+    (3, 5, 16),
+    (2, 3, 33),
+    (4, 7, 15),
+    (4, 16, 8, 8),
+    (1, 2, 7, 7),
+    (2, 3, 33, 33),
+    (3, 70, 5, 5),
+    (2, 3, 2, 3, 7),
+]
 
 
 def name(dtypes) -> str:
@@ -54,17 +73,21 @@ class Case:
         """Return what gradients are taken of: weights, candidates, gammas and betas."""
         return [self.weights, *self.xs, *params_of(self.norms)]
 
-    def to(self, dtype: torch.dtype) -> "Case":
-        """Return a copy with every tensor in ``dtype``."""
+    def to(self, to: torch.dtype | torch.device | str) -> "Case":
+        """Return a copy with every tensor in another dtype or on another device."""
         copy = Case.__new__(Case)
-        copy.xs = [x.to(dtype) for x in self.xs]
-        copy.weights, copy.grad = self.weights.to(dtype), self.grad.to(dtype)
-        copy.norms = [norm and Norm(*_each(norm, dtype), norm.eps) for norm in self.norms]
+        copy.xs = [x.to(to) for x in self.xs]
+        copy.weights, copy.grad = self.weights.to(to), self.grad.to(to)
+        copy.norms = [norm and Norm(*_each(norm, to), norm.eps) for norm in self.norms]
         return copy
 
 
-def _each(norm: Norm, dtype: torch.dtype) -> list[Tensor | None]:
-    return [None if t is None else t.to(dtype) for t in norm[:4]]
+def _each(norm: Norm, to: torch.dtype | torch.device | str) -> list[Tensor | None]:
+    return [None if t is None else t.to(to) for t in norm[:4]]
+
+
+def channels_last(t):
+    return t.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def params_of(norms) -> list[Tensor]:
@@ -138,3 +161,23 @@ def scales(case: Case) -> list[Tensor]:
         if gamma is not None:
             of_params += [weight * (grad * n).sum(dims), weight * grad.sum(dims)]
     return [y, torch.stack(of_weights), *of_xs, *of_params]
+
+
+def check_against_float64(case, function=fused, device="cpu"):
+    """Hold results to the bound against float64 on the CPU; torch's batch norm is the yardstick."""
+    here = case.to(device)
+    got = [t.cpu() for t in run(function, here)]
+    want = run(eager, case.to(torch.float64))
+    halves = case.xs[0].dtype != accumulation_dtype(case.xs[0].dtype)
+    plain = run(reference_norm.norm_mixed_sum if halves else eager, here)
+    count = sum(norm is not None for norm in case.norms)
+    assert got[1].shape == (count, 2, case.xs[0].shape[1])
+    if count:
+        scale = max(1.0, max(float(x.abs().max()) for x in case.xs))
+        error = (got[1] - want[1]).abs().amax()
+        unit = 1e-13 if case.xs[0].dtype == torch.float64 else 1e-6
+        assert error <= unit * scale * scale
+    # Sums over a channel are added up in lanes, rows and pieces.
+    results = zip([got[0], *got[2:]], [plain[0], *plain[2:]], [want[0], *want[2:]], strict=True)
+    for (one, other, truth), size in zip(results, scales(case), strict=True):
+        assert_bound(one, other.cpu(), truth, size, 100 + len(case.xs))

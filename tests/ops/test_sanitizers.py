@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyfast_nas._csrc import build
+from csrc import build
 from tests import sanitizers
 
 CSRC = Path(build.__file__).resolve().parent
@@ -90,6 +90,7 @@ def test_every_planted_mistake_is_reported(tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.mark.unsanitized("of the runner")
+@pytest.mark.untwinned("of another runner")
 def test_a_report_fails_a_run_that_passed(tmp_path: Path, capsys) -> None:
     assert sanitizers.outcome(0, "", tmp_path) == 0
     assert sanitizers.outcome(4, "", tmp_path) == 4
