@@ -10,12 +10,11 @@ import argparse
 import contextlib
 import dataclasses
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -136,7 +135,7 @@ def _with_gpu(tools: build.Toolchain) -> list[Step]:
             seconds=180,
             variables=here,
         ),
-        *(_sanitizer(tool, values, here) for tool in ("memcheck", "racecheck")),
+        *_sanitizers(values, here),
         Step(name="benchmarks", command=_own("benchmarks", LEFT), variables=here),
     ]
 
@@ -145,7 +144,7 @@ def _without_gpu(tools: build.Toolchain) -> list[Step]:
     no_gpu = "torch sees no GPU here"
     no_cxx = "" if tools.cxx and tools.ninja else "no C++ compiler or no ninja was found"
     no_nvcc = no_cxx or ("" if tools.nvcc else "nvcc was not found")
-    waiting = ("build", "tests", "memcheck", "racecheck", "benchmarks")
+    waiting = ("build", "tests", "planted-mistakes", "memcheck", "racecheck", "benchmarks")
     rehearsal = [*PYTEST, "tests/gpu", "-m", "not cuda"]
     reduced = [*PYTEST, "tests/gpu", "-m", "not cuda and reduced"]
     return [
@@ -173,21 +172,20 @@ def _library(kind: str) -> dict[str, str]:
     }
 
 
-def _sanitizer(tool: str, command: Sequence[str], here: Mapping[str, str]) -> Step:
-    beside = shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
-    program = shutil.which("compute-sanitizer") or beside
-    if program is None:
-        return Step(name=tool, cannot="compute-sanitizer was not found")
-    options = ["--tool", tool, "--error-exitcode", "1", "--print-limit", "20"]
-    # Only our kernels: torch's own are neither the question nor worth the wait.
-    options += ["--kernel-name", "kernel_substring=run_kernel"]
-    return Step(
-        name=tool,
-        command=[program, *options, *command],
-        seconds=75,
-        # An overrun inside torch's pool would hit memory that is somebody else's, and show nowhere.
-        variables={**here, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-    )
+def _sanitizers(command: Sequence[str], here: Mapping[str, str]) -> Iterator[Step]:
+    words = steps.sanitizer("memcheck")
+    cannot = "" if words else "compute-sanitizer was not found"
+    # A tool that finds nothing at all would find nothing in the kernels either.
+    yield Step(name="planted-mistakes", command=_own("planted"), seconds=60, cannot=cannot)
+    for tool in ("memcheck", "racecheck"):
+        yield Step(
+            name=tool,
+            command=[*steps.sanitizer(tool), *command],
+            seconds=75,
+            cannot=cannot,
+            # Inside torch's pool an overrun would hit memory that is there, and show nowhere.
+            variables={**here, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        )
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,8 +1,11 @@
 """What the steps of ``make gpu-check`` do that are not a run of pytest.
 
-python -m tests.gpu.steps machine | build KIND | compile | registration | benchmarks SECONDS
+python -m tests.gpu.steps machine | build KIND | compile | registration | planted |
+        benchmarks SECONDS
 """
 
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -77,6 +80,44 @@ def check_registration() -> None:
     print("the registrations fit the headers of CUDA")
 
 
+def sanitizer(tool: str) -> list[str]:
+    """Return the words that put a program under a tool of compute-sanitizer; none without it."""
+    beside = shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    program = shutil.which("compute-sanitizer") or beside
+    if program is None:
+        return []
+    # Only our kernels: torch's own are neither the question nor worth the wait.
+    words = [program, "--tool", tool, "--kernel-name", "kernel_substring=run_kernel"]
+    # What torch asks the driver in vain is no mistake; our own launches are checked where they are.
+    words += ["--report-api-errors", "no"] if tool == "memcheck" else []
+    return [*words, "--error-exitcode", "1", "--print-limit", "20"]
+
+
+def planted() -> None:
+    """See that compute-sanitizer reports mistakes that are there."""
+    program = compile_planted(FOLDER / "planted")
+    for tool in ("memcheck", "racecheck"):
+        command = [*sanitizer(tool), str(program), tool]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+        if done.returncode != 1 or f"run_kernel_{MISTAKES[tool]}" not in done.stdout:
+            print(done.stdout, done.stderr, sep="\n")
+            raise SystemExit(f"{tool} did not report the planted {MISTAKES[tool]}")
+        print(f"{tool} reports the planted {MISTAKES[tool]}")
+
+
+MISTAKES = {"memcheck": "overrun", "racecheck": "race"}
+
+
+def compile_planted(program: Path) -> Path:
+    """Compile the planted mistakes for the GPU that is here, or the default."""
+    tools = build.find_toolchain()
+    program.parent.mkdir(parents=True, exist_ok=True)
+    source = Path(__file__).with_name("planted.cu")
+    subprocess.run([tools.nvcc, "-Wno-deprecated-gpu-targets", str(source), "-o", str(program)],
+                   check=True)  # fmt: skip
+    return program
+
+
 def benchmarks(seconds: float) -> None:
     """Time operators, super-nets and search steps on the GPU; write what is done at once."""
     from pyfast_nas.bench import Settings, bench, stamp, write
@@ -113,6 +154,7 @@ STEPS: dict[str, Callable] = {
     "build": make,
     "compile": compile_kernels,
     "registration": check_registration,
+    "planted": planted,
     "benchmarks": lambda seconds: benchmarks(float(seconds)),
 }
 

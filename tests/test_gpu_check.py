@@ -77,7 +77,8 @@ def test_a_step_is_told_how_long_it_has(capfd):
 @pytest.mark.parametrize("has_gpu", [False, True])
 def test_no_step_is_missing_from_the_plan(has_gpu):
     steps = {step.name: step for step in plan(TOOLS, has_gpu)}
-    needed = ["machine", "build", "tests", "memcheck", "racecheck", "benchmarks"]
+    needed = ["machine", "build", "tests", "planted-mistakes", "memcheck", "racecheck"]
+    needed += ["benchmarks"]
     assert list(steps)[: len(needed)] == needed
     for name in needed[1:]:
         assert has_gpu or "no GPU" in steps[name].cannot
@@ -100,12 +101,12 @@ def bare_environment(tmp_path) -> dict[str, str]:
     """Environment of a Python that has none of the packages that a GPU machine may lack."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
-        f"HIDDEN = {HIDDEN!r}\n"
-        "class Absent:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] in HIDDEN:\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        "sys.meta_path.insert(0, Absent())\n"
+        "from importlib.machinery import PathFinder\n"
+        "find = PathFinder.find_spec\n"
+        "def find_spec(cls, name, path=None, target=None):\n"
+        f"    hidden = name.partition('.')[0] in {HIDDEN!r}\n"
+        "    return None if hidden else find(name, path, target)\n"
+        "PathFinder.find_spec = classmethod(find_spec)\n"
         "# Nor is this package installed there.\n"
         "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f).lower()]\n"
     )
@@ -113,10 +114,15 @@ def bare_environment(tmp_path) -> dict[str, str]:
 
 
 def test_nothing_but_torch_and_pytest_is_needed(bare_environment):
-    """Collecting imports every module of the tests, and what the benchmarks run on."""
-    arguments = ["tests/gpu", "--collect-only", "-q", "--deselect", "tests/gpu/test_check.py"]
+    """Collecting imports every module of the tests; opcheck asks torch for more than it needs."""
+    named = ["tests/gpu/test_calculus.py", "-k", "cpu and registration_of_mixed_sum"]
     imports = "import pyfast_nas.bench, benchmarks.tables, tests.gpu.check, tests.gpu.steps"
-    for command in ([*check.PYTEST, *arguments], [sys.executable, "-c", imports]):
+    absent = f"import importlib.util as u; assert not any(map(u.find_spec, {HIDDEN!r}))"
+    for command in (
+        [sys.executable, "-c", f"{absent}; {imports}"],
+        [*check.PYTEST, "tests/gpu", "--collect-only"],
+        [*check.PYTEST, *named],
+    ):
         done = subprocess.run(
             command,
             cwd=check.steps.REPOSITORY,
@@ -126,3 +132,8 @@ def test_nothing_but_torch_and_pytest_is_needed(bare_environment):
             timeout=50,
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.mark.skipif(not TOOLS.nvcc, reason="nvcc is not here")
+def test_planted_mistakes_compile(tmp_path):
+    assert check.steps.compile_planted(tmp_path / "planted").is_file()
