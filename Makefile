@@ -22,7 +22,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -p no:benchmark
 TIMED := @start=$$(date +%s);
 TOOK = echo "set-up: $(1) took $$(( $$(date +%s) - start )) s"
 
-.PHONY: search test test-long asan twin bench bench-long lint format clean
+.PHONY: search test test-long asan twin gpu-check bench bench-long lint format clean
 
 search: $(KERNELS)
 	@$(BIN)/pyfast-nas search $(ARGS)
@@ -45,6 +45,16 @@ asan: $(READY_DEV)
 # build/twin/: no GPU is needed.
 twin: $(READY_DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.twin $(ARGS)
+
+# What a GPU has to show, in nine minutes at most; without one, all of it that needs none. A Python
+# that is named, as in make gpu-check PYTHON=python3, is used as it is: nothing is installed.
+ifeq ($(origin PYTHON),file)
+gpu-check: $(READY_DEV)
+	$(BIN)/python -m tests.gpu.check $(ARGS)
+else
+gpu-check:
+	$(PYTHON) -m tests.gpu.check $(ARGS)
+endif
 
 bench: $(READY_DEV) $(KERNELS)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)

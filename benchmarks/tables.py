@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.picture import picture
-from benchmarks.texts import HEAD, TEXTS
+from benchmarks.texts import HEAD, NO_GPU, OF_THE_CPU, TEXTS
 from pyfast_nas.bench import read
-from pyfast_nas.bench.record import OURS
+from pyfast_nas.bench.record import OURS, on_gpu
 from pyfast_nas.bench.summary import Record, best_rival, by_case, mebibytes, ours_of, table, time
 from pyfast_nas.bench.targets import figures
 
@@ -19,11 +19,12 @@ DOCS = FOLDER.parent / "docs"
 
 def page(folder: Path = FOLDER / "results") -> str:
     """Return the Markdown of all result files in ``folder``."""
-    parts = [HEAD]
+    parts, found_gpu = [HEAD], False
     for path in sorted(folder.glob("*.json")):
         rows = read(path)
         if not rows:
             continue
+        found_gpu |= on_gpu(rows)
         parts.append(f"## {rows[0]['device']}\n")
         head = ["what", "figure", "must", "reach for", ""]
         parts.append(f"### Targets\n\n{_markdown(head, figures(rows))}")
@@ -33,18 +34,24 @@ def page(folder: Path = FOLDER / "results") -> str:
         order = [*TEXTS, *sorted(by_operator.keys() - TEXTS.keys())]
         for operator in [name for name in order if name in by_operator]:
             parts.append(_section(operator, by_operator[operator]))
-    return "\n".join(parts)
+    return "\n".join(parts if found_gpu else [*parts, NO_GPU])
 
 
 def _section(operator: str, rows: Sequence[Record]) -> str:
-    versions = sorted({f"torch {row['torch']}, commit {row['commit']}" for row in rows})
-    parts = [f"### {operator}\n", TEXTS.get(operator, ""), f"{'; '.join(versions)}.\n"]
+    versions = sorted({_versions(row) for row in rows})
+    parts = [f"### {operator}\n", TEXTS.get(operator, "")]
+    parts += ["" if on_gpu(rows) else OF_THE_CPU.get(operator, ""), f"{'; '.join(versions)}.\n"]
     if operator in ("supernet", "profile", "step"):
         for (_, case, dtype, threads), some in by_case(rows).items():
             parts.append(f"**{case}**, {dtype}, {threads} threads\n\n{_markdown(*table(some))}")
     else:
         parts.append(_markdown(*_wide(rows)))
     return "\n".join(part for part in parts if part)
+
+
+def _versions(row: Record) -> str:
+    driver = f", driver {row['driver']}" if row.get("driver") else ""
+    return f"torch {row['torch']}{driver}, commit {row['commit'] or 'unknown'}"
 
 
 def _wide(rows: Sequence[Record]) -> tuple[list[str], list[list[str]]]:

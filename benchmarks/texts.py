@@ -1,6 +1,6 @@
 """What docs/benchmarks.md says around its tables, by operator."""
 
-__all__ = ["HEAD", "TEXTS"]
+__all__ = ["HEAD", "NO_GPU", "OF_THE_CPU", "TEXTS"]
 
 HEAD = """# Benchmarks
 
@@ -8,10 +8,11 @@ Every figure stands in a file of `benchmarks/results/`, one per device; this pag
 are made from them by `python -m benchmarks.tables`. `make bench` measures, `make bench-long` adds
 `torch.compile` of networks; `pyfast-nas bench --output benchmarks/results` measures one part anew,
 as `--what supernet`, `profile`, `step`, `cell`, `edge`; a single operator's rows come from its file
-in `benchmarks/`, as `python -m pytest benchmarks/bench_norm_mixed_sum.py --benchmark-only`. Each
-part names the commits of its rows. Times are medians. All providers of a row were timed in turn in
-one process on random data, after their results had been checked against float64. What is not here
-has not been measured yet.
+in `benchmarks/`, as `python -m pytest benchmarks/bench_norm_mixed_sum.py --benchmark-only`. On a
+GPU `make gpu-check` measures; `--device cuda` gives one part. Each part names the commits of its
+rows. Times are medians. All providers of a row were timed in turn in one process on random data,
+after their results had been checked against float64; on a GPU no float32 is rounded to TF32. What
+is not here has not been measured yet.
 
 ![Times and memory of our code and of its rivals](benchmarks.svg)
 """
@@ -43,11 +44,6 @@ the gradients through memory as well. Batch norms, ReLUs and pools, and what a k
 oftener than that, count for nothing. Their speed stands beside that of a product of two float32
 matrices of 2,048 x 2,048 and of a copy of 64 MiB, timed in the same rounds: the closer ceiling is
 what bounds a node.
-
-Most of the time is in the fused nodes, and most of that in backward. They are bound by arithmetic:
-of the speed of a copy they use little. A depthwise window does less with each value that it loads
-than a matrix product, and the nodes of DARTS, which have them, stay further below the product than
-those of NAS-Bench-201, which have none. Next after the nodes is what lies outside of operators.
 """,
     "step": """\
 One search step, an update of the architecture and one of the weights. `eager` is the first-order
@@ -78,3 +74,43 @@ Bound by arithmetic: Philox and two logarithms for every number. With a gradient
 bound by the autograd function in Python.
 """,
 }
+
+# What the figures of the CPU say, and those of a GPU may not.
+OF_THE_CPU = {
+    "profile": """\
+Most of the time is in the fused nodes, and most of that in backward. They are bound by arithmetic:
+of the speed of a copy they use little. A depthwise window does less with each value that it loads
+than a matrix product, and the nodes of DARTS, which have them, stay further below the product than
+those of NAS-Bench-201, which have none. Next after the nodes is what lies outside of operators.
+""",
+}
+
+# Stands on the page as long as there is no file of a GPU.
+NO_GPU = """\
+## What waits for a GPU
+
+No CUDA kernel of this package has run on a GPU yet, and no figure of one is known. Shown without:
+every CUDA source compiles for compute 8.0 and 9.0, warnings are errors, registers, shared memory
+and spills of each kernel are on record; the registrations fit CUDA's headers; and the CPU runs the
+kernels thread by thread through the tests of the operators (`make twin`, in three orders of
+threads) and through those of `tests/gpu`.
+
+What waits is run by `make gpu-check`, one command of at most nine minutes:
+
+- `tests/gpu/test_values.py`: values and gradients over the whole grids, float16 and bfloat16 too,
+  and float32 beside eager PyTorch on the same GPU, without TF32; that `gumbel_topk`, whose
+  logarithms are then the GPU's own, picks what it picks on the CPU; that 10^8 draws are finite.
+- `tests/gpu/test_calculus.py`: `gradcheck`, `gradgradcheck` and `opcheck` on CUDA tensors.
+- `tests/gpu/test_repeats.py`: the same bits in 50 runs, memory that begins as NaN, tensors beyond
+  2^31 elements, several streams, no wait for the host, replay of CUDA graphs.
+- `tests/gpu/test_networks.py`: super-nets, `accelerate` and steps of DARTS and MSG-DAS against the
+  CPU in float64, autocast, no wait for the host, a DARTS super-net and an accelerated model in
+  CUDA graphs.
+- compute-sanitizer's memcheck and racecheck: overruns and races that threads run one after the
+  other do not show.
+- `benchmarks/results/`: every time, speed-up, count of launches, share of the copy bandwidth and
+  peak of memory.
+
+On the CPU the same tests are rehearsed on smaller grids, with stand-ins for CUDA graphs and for
+torch's synchronisation mode. They show that the tests run, nothing of a GPU.
+"""

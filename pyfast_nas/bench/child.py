@@ -51,7 +51,7 @@ def resident_bytes(case: NetworkCase, provider: str, seconds: float = 600.0) -> 
     return _ask("resident", case, provider, seconds)["bytes"]
 
 
-def compile_seconds(case: NetworkCase, provider: str, seconds: float) -> float:
+def compile_seconds(case: NetworkCase, provider: str, seconds: float, device: str = "cpu") -> float:
     """Compile forward and backward in a child; return how long it took.
 
     What it compiled is found by this process inside :func:`compile_cache`.
@@ -59,7 +59,7 @@ def compile_seconds(case: NetworkCase, provider: str, seconds: float) -> float:
     Raises:
         ChildError: If it fails, or is not done after ``seconds``.
     """
-    return _ask("compile", case, provider, seconds)["seconds"]
+    return _ask("compile", case, provider, seconds, device)["seconds"]
 
 
 @contextlib.contextmanager
@@ -77,12 +77,15 @@ def compile_cache() -> Iterator[None]:
                 os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
 
 
-def _ask(task: str, case: NetworkCase, provider: str, seconds: float) -> dict[str, float]:
+def _ask(
+    task: str, case: NetworkCase, provider: str, seconds: float, device: str = "cpu"
+) -> dict[str, float]:
     request = {
         "task": task,
         "kind": type(case).__name__,
         "case": dataclasses.asdict(case),
         "provider": provider,
+        "device": device,
     }
     request["threads"] = torch.get_num_threads()
     # A session of its own: the compiler's helpers end with it.
@@ -114,7 +117,7 @@ def main(arguments: list[str]) -> None:
     case, provider = KINDS[request["kind"]](**request["case"]), request["provider"]
     # Hundreds of edges share one line of code; by default only eight of them are compiled.
     allow_recompilation()
-    workload = case.workload(provider)
+    workload = case.workload(provider, device=request["device"])
     if request["task"] == "resident":
         _warm_up(case, provider)
         answer = {"bytes": resident_peak(workload.call("both"))}

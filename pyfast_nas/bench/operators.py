@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyfast_nas import ops
-from pyfast_nas.bench.workload import Workload, check
+from pyfast_nas.bench.timing import cache_bytes
+from pyfast_nas.bench.workload import Rotation, Workload, check
 
 __all__ = ["MIXED_SUM_CASES", "NORM_MIXED_SUM_CASES", "MixedSumCase", "NormMixedSumCase",
            "OperatorCase"]  # fmt: skip
@@ -34,7 +35,7 @@ class OperatorCase(Protocol):
     def bytes_moved(self, mode: str) -> int:
         """Bytes that the ideal kernel reads and writes."""
 
-    def workloads(self, device: str) -> dict[str, Workload]:
+    def workloads(self, device: str) -> Mapping[str, Workload | Rotation]:
         """Return every provider, each checked; :class:`WrongResultError` if one is wrong."""
 
 
@@ -67,9 +68,9 @@ class MixedSumCase:
         tensors["both"] = tensors["forward"] + tensors["backward"]
         return tensors[mode] * torch.Size(self.shape).numel() * self.dtype.itemsize
 
-    def make(self, device: str) -> tuple[list[Tensor], Tensor, Tensor]:
+    def make(self, device: str, seed: int = 0) -> tuple[list[Tensor], Tensor, Tensor]:
         """Return random candidates, weights and a gradient of the sum."""
-        generator = torch.Generator(device).manual_seed(0)
+        generator = torch.Generator(device).manual_seed(seed)
 
         def draw(shape: Sequence[int]) -> Tensor:
             return torch.randn(shape, generator=generator, device=device, dtype=self.dtype)
@@ -80,7 +81,7 @@ class MixedSumCase:
         weights = draw((self.num_ops,)).softmax(0).requires_grad_()
         return [t.requires_grad_() for t in tensors[1:]], weights, tensors[0]
 
-    def workloads(self, device: str) -> dict[str, Workload]:
+    def workloads(self, device: str) -> Mapping[str, Workload | Rotation]:
         """Return every provider, each checked."""
         return _checked(self, _sum_providers(_loop) | {"fused": ops.mixed_sum}, "loop", device)
 
@@ -102,7 +103,7 @@ class NormMixedSumCase(MixedSumCase):
             * self.dtype.itemsize
         )
 
-    def workloads(self, device: str) -> dict[str, Workload]:
+    def workloads(self, device: str) -> Mapping[str, Workload | Rotation]:
         """Return every provider, each checked; ours only where the package has it."""
         normed = self.num_ops - 2
 
@@ -172,10 +173,14 @@ def _sum_providers(loop: Sum) -> dict[str, Sum]:
 
 def _checked(
     case: MixedSumCase, functions: Mapping[str, Sum], plain: str, device: str
-) -> dict[str, Workload]:
-    xs, weights, gradient = case.make(device)
+) -> dict[str, Rotation]:
+    # Twice what a GPU's cache holds; what is small costs the call, wherever its tensors are.
+    sets = min(8, 1 + 2 * cache_bytes(device) // case.bytes_moved("forward"))
+    tensors = [case.make(device, seed) for seed in range(sets)]
+    xs, weights, gradient = tensors[0]
     made = {
-        name: _workload(function, xs, weights, gradient) for name, function in functions.items()
+        name: Rotation([_workload(function, *some) for some in tensors])
+        for name, function in functions.items()
     }
     wide = [t.detach().double().requires_grad_() for t in (weights, *xs)]
     truth = _workload(functions[plain], wide[1:], wide[0], gradient.double()).results()

@@ -22,7 +22,7 @@ from pyfast_nas.bench.timing import copy_call, product_call, quantiles
 from pyfast_nas.bench.work import Work, nodes_of
 
 __all__ = ["CEILINGS", "NODES", "OUTSIDE", "REST", "WATCHED", "WHOLE", "Profile", "bench_profile",
-           "outermost", "profile"]  # fmt: skip
+           "kernels", "launches", "outermost", "profile"]  # fmt: skip
 
 # What the rows of a profile are about; those with "::" are operators of torch.
 NODES = {
@@ -66,6 +66,7 @@ def profile(
     *,
     seconds: float = 1.0,
     rounds: int = 7,
+    device: str = "cpu",
 ) -> Profile:
     """Time a call by its operators, as a whole, and other calls, in turn.
 
@@ -74,6 +75,7 @@ def profile(
         beside: Calls that are timed in the same rounds, so that drift hits each of them alike.
         seconds: Time spent on the call, with the profiler and without.
         rounds: Rounds that are made even if they take longer, at least 2.
+        device: Where the calls run. On a GPU an operator's time is that of its kernels.
 
     Example:
         >>> x = torch.ones(100, 100)
@@ -83,7 +85,7 @@ def profile(
     """
     beside = beside or {}
     for other in (call, *beside.values()):
-        _watched(other)  # what the profiler sets up once is warmed up as well
+        _watched(other, device)  # what the profiler sets up once is warmed up as well
     counts: list[Counter[str]] = []
     watched: list[float] = []
     unwatched: list[float] = []
@@ -92,12 +94,12 @@ def profile(
     gc.disable()
     try:
         while len(watched) < rounds or sum(watched) + sum(unwatched) < seconds * 1e6:
-            unwatched.append(_timed(call))
-            taken, count = _watched(call)
+            unwatched.append(_timed(call, device))
+            taken, count = _watched(call, device)
             watched.append(taken)
             counts.append(count)
             for name, other in beside.items():
-                others[name].append(_timed(other))
+                others[name].append(_timed(other, device))
             gc.collect()  # the profiler's events hold on to each other
     finally:
         gc.enable()
@@ -107,34 +109,74 @@ def profile(
     return Profile(dict(operators), watched, unwatched, others)
 
 
-def _timed(call: Callable[[], object]) -> float:
+def _timed(call: Callable[[], object], device: str) -> float:
+    _finish(device)
     start = time.perf_counter()
     call()
+    _finish(device)
     return (time.perf_counter() - start) * 1e6
 
 
-def _watched(call: Callable[[], object]) -> tuple[float, Counter[str]]:
+def _finish(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _profiler(device: str) -> torch.profiler.profile:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler writes to stderr
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        taken = _timed(call)
-    return taken, outermost(profiler.events())
+    kinds = torch.profiler.ProfilerActivity
+    on_gpu = torch.device(device).type == "cuda"
+    return torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA] if on_gpu else [kinds.CPU])
 
 
-def outermost(events: Iterable[Any]) -> Counter[str]:
+def _watched(call: Callable[[], object], device: str) -> tuple[float, Counter[str]]:
+    with _profiler(device) as profiler:
+        taken = _timed(call, device)
+    return taken, outermost(profiler.events(), torch.device(device).type == "cuda")
+
+
+def launches(call: Callable[[], object], device: str) -> int | None:
+    """Count the kernels that ``call`` starts on a GPU; None on the CPU.
+
+    Example:
+        >>> launches(lambda: None, "cpu") is None
+        True
+    """
+    if torch.device(device).type != "cuda":
+        return None
+    call()
+    with _profiler(device) as profiler:
+        call()
+        _finish(device)
+    return kernels(profiler.events())
+
+
+def kernels(events: Iterable[Any]) -> int:
+    """Count the kernels among the events of torch's profiler: copies and fills are none."""
+    on_gpu = (e for e in events if e.device_type == torch.autograd.DeviceType.CUDA)
+    # Marks of ranges, as of an optimizer's step, are drawn on the GPU's timeline as well.
+    no_kernel = re.compile(r"Mem(cpy|set)\b|(Optimizer|ProfilerStep)[.#]")
+    return sum(no_kernel.match(event.name) is None for event in on_gpu)
+
+
+def outermost(events: Iterable[Any], on_gpu: bool = False) -> Counter[str]:
     """Sum up microseconds by operator, of those that no other operator called.
 
     Args:
         events: Of torch's profiler. What is no operator, as a node of autograd, is looked through.
+        on_gpu: Whether to take the time of the kernels that an operator started, all that it called
+            included, in place of the time until it returned.
     """
     found: Counter[str] = Counter()
     for event in events:
-        if not _is_operator(event):
+        if not _is_operator(event) or event.device_type != torch.autograd.DeviceType.CPU:
             continue
         above = event.cpu_parent
         while above is not None and not _is_operator(above):
             above = above.cpu_parent
         if above is None:
-            found[event.name] += event.time_range.elapsed_us()
+            taken = event.device_time_total if on_gpu else event.time_range.elapsed_us()
+            found[event.name] += taken
     return found
 
 
@@ -149,24 +191,26 @@ def bench_profile(case: NetworkCase, settings: Settings, say: Callable[[str], No
 
     Args:
         case: The network at one size.
-        settings: Patience.
+        settings: Device and patience.
         say: Takes a line about what is going on.
 
     Raises:
         WrongResultError: If it computes something else.
     """
     name = next(name for name in OURS if name in case.providers)
-    workload = case.workload(name)
+    device = settings.device
+    workload = case.workload(name, device=device)
     say(f"profile, {case.name}: checking {name} against float64")
-    case.check({name: workload})
+    case.check({name: workload}, device)
     say(f"profile, {case.name}: timing {name}")
-    copy, moved = copy_call()
-    product, flops = product_call()
+    copy, moved = copy_call(device)
+    product, flops = product_call(device)
     found = profile(
         workload.call("both"),
         {COPY: copy, PRODUCT: product},
         seconds=settings.seconds,
         rounds=settings.rounds,
+        device=device,
     )
     work = dict(zip(NODES, nodes_of(workload.run), strict=True))
     work |= {COPY: Work(bytes=moved), PRODUCT: Work(flops=flops)}

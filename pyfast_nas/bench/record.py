@@ -15,7 +15,8 @@ from pyfast_nas._version import __version__
 from pyfast_nas.bench.timing import Timing
 from pyfast_nas.errors import DataError
 
-__all__ = ["OURS", "Row", "device_name", "file_name", "key", "read", "stamp", "write"]
+__all__ = ["OURS", "Row", "commit", "device_name", "driver", "file_name", "key", "on_gpu", "read",
+           "stamp", "write"]  # fmt: skip
 
 FORMAT = "pyfast_nas.benchmarks"
 OURS = ("fused", "accelerate", "fused-nchw")  # the providers that are ours; all others are rivals
@@ -63,6 +64,8 @@ class Row:
     """Relative root-mean-square error of the outcome against float64."""
     gradient_error: float | None = None
     """The same of the gradient that is worst."""
+    launches: int | None = None
+    """Kernels that one call starts on a GPU."""
     setup_seconds: float = 0.0
     """Compilation before the first call."""
     note: str = ""
@@ -86,6 +89,26 @@ def device_name(device: str = "cpu") -> str:
     return re.sub(r"\s+", " ", re.sub(r"\((R|TM)\)", "", model)).strip()
 
 
+def driver() -> str:
+    """Return the version of the GPU's driver; empty where nobody tells."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found.stdout.partition("\n")[0].strip()
+
+
+def on_gpu(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Say whether the stamped rows of one device are a GPU's.
+
+    Example:
+        >>> on_gpu(stamp([])), on_gpu([{"driver": "580.1"}])
+        (False, True)
+    """
+    return any("driver" in row for row in rows)
+
+
 def file_name(device: str = "cpu") -> str:
     """Return the name of a device's result file."""
     return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-") + ".json"
@@ -98,8 +121,10 @@ def stamp(rows: Iterable[Row], device: str = "cpu") -> list[dict[str, Any]]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "",
         "pyfast_nas": __version__,
-        "commit": _commit(),
+        "commit": commit(),
     }
+    if torch.device(device).type == "cuda":
+        more["driver"] = driver()
     return [
         {name: value for name, value in dataclasses.asdict(row).items() if _says_something(value)}
         | {"timing": None if row.timing is None else dataclasses.asdict(row.timing)}
@@ -160,7 +185,7 @@ def _median(row: Mapping[str, Any]) -> float:
     return row["timing"]["p50"] if row["timing"] else float("inf")
 
 
-def _commit() -> str:
+def commit() -> str:
     """Name the commit; ``-dirty`` where a tracked file other than the results differs from it."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "csrc").is_dir():  # installed: whatever repository is around, it is not ours

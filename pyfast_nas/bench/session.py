@@ -15,7 +15,7 @@ from pyfast_nas.bench.child import (
 from pyfast_nas.bench.memory import held_bytes, kept_bytes, peak_bytes
 from pyfast_nas.bench.networks import DARTSCase, NetworkCase
 from pyfast_nas.bench.operators import MIXED_SUM_CASES, NORM_MIXED_SUM_CASES, OperatorCase
-from pyfast_nas.bench.profile import bench_profile
+from pyfast_nas.bench.profile import bench_profile, launches
 from pyfast_nas.bench.record import Row
 from pyfast_nas.bench.rivals import PROVIDERS
 from pyfast_nas.bench.sampling import GUMBEL_TOPK_CASES
@@ -23,6 +23,7 @@ from pyfast_nas.bench.settings import Settings, network_cases
 from pyfast_nas.bench.steps import SEARCHES, StepCase
 from pyfast_nas.bench.timing import Timing, copy_bandwidth, measure
 from pyfast_nas.bench.workload import DEEP, FLOAT64, KINKS, Errors, Workload, check
+from pyfast_nas.testing import full_float32
 
 __all__ = ["bench", "bench_network", "bench_operator", "bench_steps"]
 
@@ -40,12 +41,20 @@ def bench(what: str, settings: Settings, say: Say = lambda line: None) -> Iterat
     Raises:
         WrongResultError: If a provider computes something else.
     """
+    with full_float32():
+        yield from _bench(what, settings, say)
+
+
+def _bench(what: str, settings: Settings, say: Say) -> Iterator[list[Row]]:
+    device = settings.device
     if what == "operators":
-        bandwidth = copy_bandwidth()
+        bandwidth = copy_bandwidth(device)
         for case in (*MIXED_SUM_CASES, *NORM_MIXED_SUM_CASES, *GUMBEL_TOPK_CASES):
             for mode in case.modes:
                 say(f"{case.operator}, {case.name}, {mode}")
-                yield bench_operator(case, mode, seconds=settings.seconds, bandwidth=bandwidth)
+                yield bench_operator(
+                    case, mode, seconds=settings.seconds, bandwidth=bandwidth, device=device
+                )
         return
     if what == "step":
         net = DARTSCase(batch=settings.batch_size, channels=settings.channels, cells=settings.cells)
@@ -104,20 +113,18 @@ def bench_operator(
     ]
 
 
-def bench_network(
-    case: NetworkCase, settings: Settings, say: Say, device: str = "cpu"
-) -> list[Row]:
+def bench_network(case: NetworkCase, settings: Settings, say: Say) -> list[Row]:
     """Check, time and weigh every provider of an edge, a node, a cell or a super-net.
 
     Args:
         case: The network at one size.
-        settings: Rivals and patience.
+        settings: Device, rivals and patience.
         say: Takes a line about what is going on.
-        device: Where to run.
 
     Raises:
         WrongResultError: If a provider computes something else.
     """
+    device = settings.device
     say(f"{case.operator}, {case.name}: checking against float64")
     with contextlib.ExitStack() as stack:
         if any(PROVIDERS[name].compiles for name in settings.providers(case)):
@@ -137,6 +144,11 @@ def bench_network(
         weights = {
             name: _memory(case, name, work, settings, device) for name, work in works.items()
         }
+        started = {
+            (mode, name): launches(work.call(mode), device)
+            for mode in timings
+            for name, work in works.items()
+        }
     common = {"operator": case.operator, "case": case.name, "shape": list(case.input_shapes[0])}
     common |= {"dtype": "float32", "threads": torch.get_num_threads(), "images": case.batch}
     rows = [
@@ -147,6 +159,7 @@ def bench_network(
             timing=timing,
             error=errors[name].outcome,
             gradient_error=errors[name].gradients,
+            launches=started[mode, name],
             setup_seconds=round(setup.get(name, 0.0), 1),
             **(weights[name] if mode == "both" else {}),
         )
@@ -170,7 +183,7 @@ def _prepared(
         try:
             if PROVIDERS[name].compiles:
                 say(f"{case.operator}, {case.name}: {name}")
-                setup[name] = compile_seconds(case, name, settings.compile_seconds)
+                setup[name] = compile_seconds(case, name, settings.compile_seconds, device)
             works[name] = case.workload(name, device=device)
         except (ChildError, NotImplementedError) as error:
             notes[name] = str(error)
@@ -202,7 +215,7 @@ def bench_steps(
 
     Args:
         case: The super-net.
-        settings: Rivals and patience.
+        settings: Device, rivals and patience.
         say: Takes a line about what is going on.
         searches: Keys of :data:`SEARCHES`.
 
@@ -210,28 +223,29 @@ def bench_steps(
         WrongResultError: If a step moves the weights elsewhere.
     """
     first, *_ = SEARCHES
+    device, narrow, wide_dtype = settings.device, torch.float32, torch.float64
     rivals = [name for name in ("eager", "channels-last") if name in settings.rivals]
     errors: dict[tuple[str, str], Errors] = {}
     for search in searches:
         say(f"step, {case.name(search)}: checking against float64")
         # There is no plain MSG-DAS: the reference is what it is compared with.
         plain = "eager" if search == first else "reference"
-        truth = case.stepper(plain, search, torch.float64).results()
-        wide = case.stepper("fused", search, torch.float64).results()
+        truth = case.stepper(plain, search, wide_dtype, device).results()
+        wide = case.stepper("fused", search, wide_dtype, device).results()
         pair = {plain: truth, "fused": wide}
         check(pair, truth, plain, f"a step of {search} in float64", tolerance=FLOAT64)
         names = [plain, *(n for n in rivals if n != plain and search == first), "fused"]
-        results = {name: case.stepper(name, search).results() for name in names}
+        results = {n: case.stepper(n, search, narrow, device).results() for n in names}
         what = f"a step of {search}"
         found = check(results, truth, plain, what, tolerance=DEEP, kinks=KINKS)
         errors |= {(search, name): error for name, error in found.items()}
-    calls = {(first, name): case.stepper(name) for name in rivals}
-    calls |= {(search, "fused"): case.stepper("fused", search) for search in searches}
-    if "reference" in settings.rivals:
-        calls |= {(search, "reference"): case.stepper("reference", search) for search in searches}
+    calls = {(first, name): case.stepper(name, first, narrow, device) for name in rivals}
+    ours = ["fused", *(["reference"] if "reference" in settings.rivals else [])]
+    calls |= {(s, n): case.stepper(n, s, narrow, device) for n in ours for s in searches}
     say(f"step, {case.net.name}: timing {len(calls)} searches")
-    timings = measure(calls, seconds=settings.seconds, rounds=settings.rounds)
-    peaks = {at: peak_bytes(call) for at, call in calls.items()}
+    timings = measure(calls, seconds=settings.seconds, rounds=settings.rounds, device=device)
+    peaks = {at: peak_bytes(call, device) for at, call in calls.items()}
+    started = {at: launches(call, device) for at, call in calls.items()}
     return [
         Row(
             operator="step",
@@ -244,6 +258,7 @@ def bench_steps(
             timing=timings[at],
             images=case.net.batch,
             peak_bytes=peaks[at],
+            launches=started[at],
             error=errors[search, name].outcome if (search, name) in errors else None,
         )
         for search in searches

@@ -18,6 +18,7 @@ class Settings:
     """Sizes, rivals and patience of a session.
 
     Attributes:
+        device: Where everything runs: ``"cpu"`` or ``"cuda"``.
         batch_size: Images in a batch.
         channels: Channels of the first cells of the super-nets.
         cells: Cells of the DARTS super-net.
@@ -29,6 +30,7 @@ class Settings:
         resident: Whether to measure resident memory of super-nets, each in a fresh process.
     """
 
+    device: str = "cpu"
     batch_size: int = 16
     channels: int = 16
     cells: int = 8

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-__all__ = ["Timing", "copy_bandwidth", "copy_call", "measure", "product_call", "quantiles"]
+__all__ = ["Timing", "cache_bytes", "copy_bandwidth", "copy_call", "measure", "product_call",
+           "quantiles"]  # fmt: skip
 
 SHORT = 0.005  # seconds; a call below is warmed up more than once
 SAMPLE = 2e-4  # seconds; shorter calls are repeated inside one sample
@@ -93,21 +94,30 @@ def quantiles(values: Sequence[float]) -> Timing:
     return Timing(p20=round(cuts[1], 3), p50=round(cuts[4], 3), p80=round(cuts[7], 3))
 
 
-def copy_bandwidth(device: str = "cpu", size: int = 1 << 26) -> float:
-    """Measure bytes read and written by ``Tensor.copy_`` per second, on ``size`` bytes each way."""
-    copy, moved = copy_call(device, size)
+def cache_bytes(device: str) -> int:
+    """Return the size of a GPU's last cache; 0 for the CPU, whose cases outgrow it or mean it."""
+    if torch.device(device).type != "cuda":
+        return 0
+    return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 64 << 20)
+
+
+def copy_bandwidth(device: str = "cpu") -> float:
+    """Measure bytes read and written by ``Tensor.copy_`` per second."""
+    copy, moved = copy_call(device)
     return moved / (measure({"copy": copy}, seconds=0.5, device=device)["copy"].p50 * 1e-6)
 
 
-def copy_call(device: str = "cpu", size: int = 1 << 26) -> tuple[Callable[[], object], int]:
-    """Return a call of ``Tensor.copy_`` on ``size`` bytes, and the bytes it reads and writes."""
+def copy_call(device: str = "cpu", size: int = 0) -> tuple[Callable[[], object], int]:
+    """Return a call of ``Tensor.copy_``, past every cache, and the bytes it reads and writes."""
+    size = size or max(1 << 26, 8 * cache_bytes(device))
     source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source), 2 * size
 
 
-def product_call(device: str = "cpu", size: int = 2048) -> tuple[Callable[[], object], int]:
+def product_call(device: str = "cpu", size: int = 0) -> tuple[Callable[[], object], int]:
     """Return a product of two square float32 matrices, and its floating-point operations."""
+    size = size or (8192 if torch.device(device).type == "cuda" else 2048)
     a, b = (torch.randn(size, size, device=device) for _ in range(2))
     out = torch.empty_like(a)
     return lambda: torch.mm(a, b, out=out), 2 * size**3

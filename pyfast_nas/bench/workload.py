@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -12,7 +13,8 @@ from torch import Tensor
 from pyfast_nas.errors import Error
 from pyfast_nas.testing import TOLERANCE, relative_error
 
-__all__ = ["DEEP", "FLOAT64", "KINKS", "Errors", "Workload", "WrongResultError", "check"]
+__all__ = ["DEEP", "FLOAT64", "KINKS", "Errors", "Rotation", "Workload",
+           "WrongResultError", "check"]  # fmt: skip
 
 # The gradient of a network with ReLUs and max pools has steps. Of the 65,000 values in front of the
 # last classifier a few lie so close to one that float32 takes the other side, and each that does
@@ -81,6 +83,27 @@ class Workload:
         return torch.autograd.grad(
             y, self.leaves, self.gradient, retain_graph=retain_graph, materialize_grads=True
         )
+
+
+class Rotation:
+    """The same call on several sets of tensors in turn, so that none waits in a cache.
+
+    Args:
+        works: The provider on each set.
+    """
+
+    def __init__(self, works: Sequence[Workload]) -> None:
+        self.works = works
+        self.run, self.parameters = works[0].run, works[0].parameters
+
+    def call(self, mode: str) -> Callable[[], object]:
+        """Return a call of that mode, on another set each time."""
+        calls = itertools.cycle([work.call(mode) for work in self.works])
+        return lambda: next(calls)()
+
+    def results(self) -> list[Tensor]:
+        """Return those of the first set."""
+        return self.works[0].results()
 
 
 def check(

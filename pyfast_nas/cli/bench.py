@@ -15,7 +15,7 @@ from rich.table import Table
 
 from pyfast_nas import _ext
 from pyfast_nas.bench import WHAT, Settings, bench, read, stamp, write
-from pyfast_nas.bench.record import device_name, file_name
+from pyfast_nas.bench.record import device_name, file_name, on_gpu
 from pyfast_nas.bench.rivals import PROVIDERS
 from pyfast_nas.bench.summary import by_case, table
 from pyfast_nas.bench.targets import figures
@@ -55,8 +55,10 @@ class Bench:
     what: Literal[(*WHAT, "all")] = "edge"
     """What to run: edges take seconds, operators, cells, super-nets, profiles and steps minutes
     each."""
-    batch_size: int = 16
-    """Images in a batch."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to run: the CPU, or the GPU that torch takes by default."""
+    batch_size: int | None = None
+    """Images in a batch; by default 16, on a GPU 64."""
     threads: int | None = None
     """Threads of torch; by default what torch takes."""
     seconds: float = 1.0
@@ -102,13 +104,16 @@ class Bench:
 
 def run(options: Bench) -> int:
     """Run the benchmarks; return the exit code."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("bench: --device must be cpu where torch sees no GPU, got cuda")
     output = options.output
     if output is not None and output.is_dir():
-        output = output / file_name()
+        output = output / file_name(options.device)
     if output is not None and output.exists():
         read(output)  # what cannot be added to is refused before minutes are spent
     settings = Settings(
-        batch_size=options.batch_size,
+        device=options.device,
+        batch_size=options.batch_size or (64 if options.device == "cuda" else 16),
         channels=options.channels,
         cells=options.cells,
         blocks=options.blocks,
@@ -124,10 +129,10 @@ def run(options: Bench) -> int:
     try:
         console = _console()
         if not options.json:
-            console.print(_head(), highlight=False)
+            console.print(_head(options.device), highlight=False)
         for what in WHAT if options.what == "all" else (options.what,):
             for rows in bench(what, settings, _say):
-                fresh = stamp(rows)
+                fresh = stamp(rows, options.device)
                 records += fresh
                 if output is not None:
                     write(fresh, output)
@@ -163,10 +168,10 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _head() -> str:
-    kernels = ", ".join(f"{name} {word}" for name, word in _ext.kernels_in_use().items())
+def _head(device: str) -> str:
+    kernels = ", ".join(f"{name} {word}" for name, word in _ext.kernels_in_use(device).items())
     return (
-        f"{device_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
+        f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
         f"kernels: {kernels}"
     )
 
@@ -181,7 +186,8 @@ def _show_targets(console: Console, records: Sequence[dict[str, Any]]) -> None:
     measured = [line for line in figures(records) if line[1]]
     if measured:
         head = ["", "figure", "must", "reach for", "verdict"]
-        _draw(console, "targets of the project (two cores)", head, measured)
+        where = "a GPU" if on_gpu(records) else "two cores"
+        _draw(console, f"targets of the project ({where})", head, measured)
 
 
 def _draw(console: Console, title: str, head: Sequence[str], lines: Sequence[list[str]]) -> None:

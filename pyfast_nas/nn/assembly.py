@@ -31,6 +31,9 @@ __all__ = ["Assembly"]
 class Assembly:
     """Runs cells of one structure; a copy puts the cell together again.
 
+    It is kept as it was put together for the last two kinds of call: passes of the architecture
+    and of the weights take turns, and differ where batch norms track statistics.
+
     Args:
         recipes: Those of the layers that fit the inputs to the cell.
     """
@@ -39,7 +42,7 @@ class Assembly:
 
     def __init__(self, recipes: Recipes) -> None:
         self._recipes = recipes
-        self._made: _Made | None = None
+        self._made: tuple[_Made, ...] = ()
 
     def run(
         self,
@@ -61,12 +64,16 @@ class Assembly:
         if parts > len(rows) or not all(is_served(x, gate.weights) for x in inputs):
             return None
         holders = _holders(layers, rows)
-        made = self._made
-        if made is None or not made.holds(holders, inputs, gate):
-            # What is kept may be called for gradients later on.
-            with torch.inference_mode(False):
-                made = self._made = self._make(holders, layers, rows, inputs, gate, parts)
-        return None if made is None else made.run(inputs, gate)
+        for made in self._made:
+            if made.holds(holders, inputs, gate):
+                return made.run(inputs, gate)
+        # What is kept may be called for gradients later on.
+        with torch.inference_mode(False):
+            made = self._make(holders, layers, rows, inputs, gate, parts)
+        if made is None:
+            return None
+        self._made = (made, *self._made[:1])
+        return made.run(inputs, gate)
 
     def _make(
         self,

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import compare, picture, tables
 from pyfast_nas.bench import Row, stamp, write
 from pyfast_nas.bench.profile import NODES, OUTSIDE, REST, WATCHED
+from pyfast_nas.bench.record import on_gpu
 from pyfast_nas.bench.summary import by_case, table
 from pyfast_nas.bench.targets import FOREIGN, SUPERNET, figures
 from pyfast_nas.bench.timing import Timing
@@ -79,10 +80,12 @@ def test_page_shows_ratios_memory_and_who_did_not_finish(folder):
 
 
 def test_what_the_page_says_of_the_profile_is_what_was_measured():
-    for path in tables.FOLDER.glob("results/*.json"):
+    for rows in map(tables.read, tables.FOLDER.glob("results/*.json")):
+        if on_gpu(rows):
+            continue  # nothing is said of it
         profiles = {
             case: {row["provider"]: row for row in rows}
-            for (operator, case, *_), rows in by_case(tables.read(path)).items()
+            for (operator, case, *_), rows in by_case(rows).items()
             if operator == "profile"
         }
         nodes = {case: [found[name] for name in NODES] for case, found in profiles.items()}
@@ -108,6 +111,27 @@ def test_targets_are_told_as_they_are(folder):
     assert lines["against the best torch.compile setting that runs"][::3] == ["", "not measured"]
     assert lines["saved for backward, an image"][::3] == ["9.00 MiB", "missed"]
     assert lines["MSG-DAS step, K = 2, against the eager DARTS step"][::3] == ["10.00 x", "met"]
+
+
+def test_a_gpu_has_marks_and_cases_of_its_own(folder):
+    assert "## What waits for a GPU" in tables.page(folder)
+    larger = SUPERNET.replace("batch 16", "batch 64")
+    times = {"eager": 30, "channels-last": 20, "fused": 5}
+    made = [
+        row("supernet", larger, "both", name, time, images=64, launches=100 * time, threads=1)
+        for name, time in times.items()
+    ]
+    records = [record | {"device": "A GPU", "driver": "580.1"} for record in stamp(made)]
+    lines = {line[0]: line[1:] for line in figures(records)}
+    against_eager = lines["DARTS super-net, forward + backward, against eager NCHW"]
+    assert against_eager == ["6.00 x", "5 x", "12 x", "met"]
+    assert lines["against eager channels-last"] == ["4.00 x", "4 x", "8 x", "met"]
+    write(records, folder / "a-gpu.json")
+    page = tables.page(folder)
+    assert "## A GPU" in page and "What waits for a GPU" not in page
+    assert re.search(r"\| fused \| 5\.00 ms \| 1\.00 \| 500 \|", page)
+    assert re.search(r"torch .*, driver 580\.1, commit", page)
+    assert page.count("They are bound by arithmetic") == 1
 
 
 def test_picture_has_a_bar_for_everything_timed(folder):

@@ -3,13 +3,14 @@
 import json
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from pyfast_nas import _ext
 from pyfast_nas.bench import profile as profiles
-from pyfast_nas.bench import timing
+from pyfast_nas.bench import timing, workload
 from pyfast_nas.bench.networks import DARTSCase
 from pyfast_nas.bench.profile import NODES, OUTSIDE, REST, WATCHED, WHOLE, bench_profile, profile
 from pyfast_nas.bench.summary import table
@@ -20,8 +21,8 @@ from pyfast_nas.cli.main import main
 @pytest.fixture(autouse=True)
 def low_ceilings(monkeypatch):
     """Copy and multiply what takes no time."""
-    monkeypatch.setattr(profiles, "copy_call", lambda: timing.copy_call(size=1 << 12))
-    monkeypatch.setattr(profiles, "product_call", lambda: timing.product_call(size=16))
+    monkeypatch.setattr(profiles, "copy_call", lambda device: timing.copy_call(device, 1 << 12))
+    monkeypatch.setattr(profiles, "product_call", lambda device: timing.product_call(device, 16))
 
 
 def silent(line):
@@ -144,3 +145,28 @@ def test_the_command_prints_both_networks_and_writes_their_rows(tmp_path, capsys
     (path,) = tmp_path.glob("*.json")
     rows = json.loads(path.read_text())["rows"]
     assert {row["operator"] for row in rows} == {"profile"} and len({r["case"] for r in rows}) == 2
+
+
+def test_kernels_are_counted_without_copies_and_marks():
+    def event(name, kind="CUDA"):
+        return SimpleNamespace(name=name, device_type=getattr(torch.autograd.DeviceType, kind))
+
+    ours = "void pfn::cuda::run_kernel<pfn::cuda::Sum<float> >(pfn::cuda::Sum<float>)"
+    names = [ours, "void at::native::vectorized_elementwise_kernel<4>", "ampere_sgemm_32x128_nn"]
+    marks = ["Memcpy HtoD (Pageable -> Device)", "Memset (Device)", "Optimizer.step#Adam.step"]
+    events = [event(name) for name in names + marks]
+    events += [event(name, "CPU") for name in ("aten::add", "cudaLaunchKernel")]
+    assert profiles.kernels(events) == 3
+    assert profiles.launches(lambda: None, "cpu") is None
+
+
+def test_operands_of_a_rotation_take_turns():
+    calls = []
+    works = [
+        workload.Workload(forward=lambda n=n: calls.append(n), run=lambda: None, leaves=[])
+        for n in range(3)
+    ]
+    call = workload.Rotation(works).call("forward")
+    for _ in range(5):
+        call()
+    assert calls == [0, 1, 2, 0, 1]

@@ -126,7 +126,7 @@ def test_operators(case, monkeypatch):
 
 def test_every_operator_case_is_run(monkeypatch):
     seen = []
-    monkeypatch.setattr(session, "copy_bandwidth", lambda: 1.0)
+    monkeypatch.setattr(session, "copy_bandwidth", lambda device: 1.0)
     monkeypatch.setattr(
         session, "bench_operator", lambda case, mode, **_: seen.append((case.operator, mode)) or []
     )

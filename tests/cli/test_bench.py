@@ -65,6 +65,7 @@ def test_supernets(capsys):
         ("--what everything", 2, "--what must be one of .*supernet.*, got 'everything'"),
         ("--rivals jax", 2, "--rivals must be one of .*eager.*, got 'jax'"),
         ("--batch-size 0", 2, "--batch-size must be at least 1, got 0"),
+        ("--device tpu", 2, "--device must be one of .*cuda.*, got 'tpu'"),
         ("--seconds 0", 2, "--seconds must be a finite number greater than 0"),
         ("--seconds nan", 2, "--seconds must be a finite number greater than 0"),
         ("--rounds 1", 2, "--rounds must be at least 2, got 1"),
@@ -82,6 +83,13 @@ def test_refusals_come_before_any_measurement(words, code, message, tmp_path, ca
     assert re.search(message, captured.err.splitlines()[0]), captured.err
     assert not captured.out and "checking" not in captured.err
     assert (tmp_path / "notes.json").read_text() == "not JSON"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_refused(capsys):
+    assert main([*TINY, "--device", "cuda"]) == 2
+    line, *_ = capsys.readouterr().err.splitlines()
+    assert line == "error: bench: --device must be cpu where torch sees no GPU, got cuda"
 
 
 def test_a_wrong_result_ends_the_bench_in_one_line(capsys, monkeypatch):

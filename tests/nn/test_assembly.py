@@ -176,20 +176,35 @@ def test_calls_of_every_kind_in_turn():
         cell.train()
 
 
-def test_it_is_put_together_once(fused_nodes, monkeypatch):
+@pytest.fixture
+def planned(monkeypatch):
+    """Count how often a cell is put together."""
     if not _ext.compiled_for(torch.device("cpu")):
         pytest.skip("no compiled kernels for the CPU in this installation")
     from pyfast_nas.nn import assembly
 
-    planned = []
+    calls = []
     monkeypatch.setattr(
-        assembly, "plan_cell", lambda *a, f=assembly.plan_cell: planned.append(1) or f(*a)
+        assembly, "plan_cell", lambda *a, f=assembly.plan_cell: calls.append(1) or f(*a)
     )
+    return calls
+
+
+def test_it_is_put_together_once(fused_nodes, planned):
     cell = make()
     for _ in range(3):
         results(cell, inputs(), gate())
     assert len(planned) == 1
     assert len(fused_nodes) == 3 * 4
+
+
+def test_passes_of_two_kinds_in_turn_find_it_again(planned):
+    cell = make()
+    for _ in range(3):
+        with frozen_statistics(cell):
+            results(cell, inputs(), gate())
+        results(cell, inputs(), gate())
+    assert len(planned) == 2
 
 
 def test_inference_mode_leaves_nothing_behind():
