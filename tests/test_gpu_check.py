@@ -137,3 +137,29 @@ def test_nothing_but_torch_and_pytest_is_needed(bare_environment):
 @pytest.mark.skipif(not TOOLS.nvcc, reason="nvcc is not here")
 def test_planted_mistakes_compile(tmp_path):
     assert check.steps.compile_planted(tmp_path / "planted").is_file()
+
+
+def test_benchmarks_stop_in_time_and_say_what_is_left_out(tmp_path, monkeypatch, capsys):
+    from pyfast_nas import bench
+    from pyfast_nas.bench import Row, record
+    from pyfast_nas.bench.timing import Timing
+
+    def slow(what, settings, say):
+        assert settings.device == "cuda" and settings.batch_size == 64
+        for case in ("one", "two"):
+            time.sleep(0.3)
+            common = {"shape": [1], "dtype": "float32", "threads": 1, "launches": 7}
+            timing = Timing(1.0, 2.0, 3.0)
+            modes = {"operator": what, "case": case, "mode": "both", "provider": "fused"}
+            yield [Row(**modes, **common, timing=timing)]
+
+    monkeypatch.setattr(bench, "bench", slow)
+    monkeypatch.setattr(record, "device_name", lambda device="cpu": "A GPU")
+    monkeypatch.setattr(record, "driver", lambda: "580.1")
+    monkeypatch.setattr(check.steps, "RESULTS", tmp_path)
+    monkeypatch.setattr(check.steps, "REPOSITORY", tmp_path)
+    check.steps.main("benchmarks", "1")
+    rows = bench.read(tmp_path / "a-gpu.json")
+    assert {(row["operator"], row["case"]) for row in rows} >= {("supernet", "two")}
+    assert all(row["driver"] == "580.1" and row["launches"] == 7 for row in rows)
+    assert "no time was left for" in capsys.readouterr().out
