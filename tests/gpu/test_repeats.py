@@ -57,7 +57,7 @@ def test_inputs_stay_as_they_are(device, problem):
 
 @pytest.mark.promise("K23")
 @on_each_device
-def test_a_sum_allocates_its_result_alone(device):
+def test_a_sum_allocates_its_result_alone(device, kernels):
     xs = [torch.randn(1 << 18, device=device) for _ in range(8)]
     weights = torch.randn(8, device=device)
     ops.mixed_sum(xs, weights)

@@ -15,7 +15,7 @@ from tests.ops import gumbel_cases, node_cases, norm_cases, sum_cases
 @on_each_device_reduced
 def test_kernels_serve_the_device(device):
     """Nothing below may compare the reference with itself."""
-    if "kind" not in _ext.library().record:
+    if _ext.library().path is None:
         pytest.skip("nothing is compiled here: the reference serves")
     assert set(_ext.kernels_in_use(device).values()) == {"compiled"}
 

@@ -557,6 +557,8 @@ def test_compiles_with_the_surrounding_model(make, shape):
     torch.testing.assert_close(*results, **FLOAT64)
 
 
+# Of plain modules, where no kernels are compiled: a word of torch on speed.
+@pytest.mark.filterwarnings("ignore:Grad strides do not match bucket view strides")
 def test_under_distributed_data_parallel(tmp_path, fused_nodes):
     torch.manual_seed(0)
     model = darts_style.Searched(depth=1).double()
