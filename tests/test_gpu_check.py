@@ -163,3 +163,21 @@ def test_benchmarks_stop_in_time_and_say_what_is_left_out(tmp_path, monkeypatch,
     assert {(row["operator"], row["case"]) for row in rows} >= {("supernet", "two")}
     assert all(row["driver"] == "580.1" and row["launches"] == 7 for row in rows)
     assert "no time was left for" in capsys.readouterr().out
+
+
+def test_benchmarks_end_with_edges_beside_torch_compile(tmp_path, monkeypatch):
+    from pyfast_nas import bench
+    from pyfast_nas.bench import record
+
+    asked = {}
+    monkeypatch.setattr(
+        bench, "bench", lambda what, settings, say: asked.update({what: settings}) or ()
+    )
+    monkeypatch.setattr(record, "device_name", lambda device="cpu": "A GPU")
+    monkeypatch.setattr(check.steps, "RESULTS", tmp_path)
+    monkeypatch.setattr(check.steps, "REPOSITORY", tmp_path)
+    check.steps.main("benchmarks", "80")
+    *others, last = asked
+    assert last == "edge" and {"compile", "compile-channels-last"} <= set(asked[last].rivals)
+    assert asked[last].compile_seconds == 10
+    assert not any("compile" in asked[what].rivals for what in others)

@@ -4,6 +4,7 @@ python -m tests.gpu.steps machine | build KIND | compile | registration | plante
         benchmarks SECONDS
 """
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -127,16 +128,22 @@ def benchmarks(seconds: float) -> None:
     end = time.monotonic() + 0.8 * seconds
     path = RESULTS / file_name("cuda")
     settings = Settings(device="cuda", batch_size=64, seconds=0.5, rounds=5, resident=False)
+    # Last, since torch.compile takes its time; `pyfast-nas bench --compile` gives it to super-nets.
+    compiled = ("compile", "compile-channels-last")
+    with_compiled = dataclasses.replace(
+        settings, rivals=(*settings.rivals, *compiled), compile_seconds=seconds / 8
+    )
+    plan = dict.fromkeys(("supernet", "step", "operators", "profile"), settings)
 
     def say(line: str) -> None:
         print(line, flush=True)
 
     left_out = []
-    for what in ("supernet", "step", "operators", "profile"):
+    for what, sizes in (plan | {"edge": with_compiled}).items():
         if time.monotonic() > end:
             left_out.append(what)
             continue
-        for rows in bench(what, settings, say):
+        for rows in bench(what, sizes, say):
             records = stamp(rows, "cuda")
             write(records, path)
             for line in table(records)[1]:
