@@ -17,7 +17,8 @@ void forward(const node::Node<T>& node, const node::Images<T>& y, Scratch& scrat
     for (size_t t = 0; t < count; ++t) {
       const BranchPlan<T>& branch = branches[first + t];
       kernel.at[t] = {branch.last, branch.branch->weight,
-                      branch.norms.empty() ? nullptr : branch.norms.back().table};
+                      branch.norms.empty() ? nullptr : branch.norms.back().table,
+                      branch.selected()};
     }
     kernel.sizes = plan.sizes();
     kernel.terms = static_cast<int>(count);
@@ -56,12 +57,12 @@ class Backward {
 
   void run(Queue& queue) {
     plan_.run_outputs(queue);
-    std::vector<DotsUnit<T>> dots{{grad_, {}, nullptr, sums_}};
+    std::vector<DotsUnit<T>> dots{{grad_, {}, nullptr, sums_, {}}};
     std::vector<ThroughUnit<T>> norms;
     for (size_t b = 0; b < branches().size(); ++b) {
       const BranchPlan<T>& branch = branches()[b];
       const Acc* mean = branch.norms.empty() ? nullptr : branch.norms.back().table;
-      dots.push_back({grad_, branch.last, mean, through_[b].last_dots});
+      dots.push_back({grad_, branch.last, mean, through_[b].last_dots, branch.selected()});
       norms.push_back(through_last(b));
     }
     sum(queue, dots);
@@ -166,6 +167,7 @@ class Backward {
     unit.weight = branch.weight;
     if (grad_weights_ != nullptr) unit.grad_weight = grad_weights_ + branch.column;
     unit.through = through_[b].last;
+    unit.selected = plan.selected();
     return unit;
   }
 
@@ -183,11 +185,12 @@ class Backward {
       stages.push_back(plan.stages[1]);
       hidden.push_back(through.hidden);
       const Map<T> grad = plan_.dense(through.hidden);
-      dots.push_back({grad, {}, nullptr, through.first_sums});
-      dots.push_back(
-          {grad, plan_.dense(plan.stages[0].y), plan.norms[0].table, through.first_dots});
+      dots.push_back({grad, {}, nullptr, through.first_sums, plan.selected()});
+      dots.push_back({grad, plan_.dense(plan.stages[0].y), plan.norms[0].table, through.first_dots,
+                      plan.selected()});
       norms.push_back({plan.norms[0], norm.is_given, through.first_sums, through.first_dots,
-                       nullptr, nullptr, norm.grad_gamma, norm.grad_beta, through.first});
+                       nullptr, nullptr, norm.grad_gamma, norm.grad_beta, through.first,
+                       plan.selected()});
     }
     run_stages(queue, stages);
     Queue::in_groups(stages.size(), kUnits, [&](size_t first, size_t count) {
@@ -245,14 +248,16 @@ class Backward {
         const int64_t matrix = matrix_numbers(unit), taps = taps_numbers(unit);
         const int64_t rows = matrix / sizes().channels * unit.rows;
         if (stage.grad_matrix != nullptr) {
-          parts.push_back({unit.matrix_parts, stage.grad_matrix, 0, rows, matrix, splits_});
+          parts.push_back(
+              {unit.matrix_parts, stage.grad_matrix, 0, rows, matrix, splits_, unit.selected});
         }
         if (stage.grad_shifted != nullptr) {
-          parts.push_back(
-              {unit.matrix_parts, stage.grad_shifted, rows, matrix - rows, matrix, splits_});
+          parts.push_back({unit.matrix_parts, stage.grad_shifted, rows, matrix - rows, matrix,
+                           splits_, unit.selected});
         }
         if (stage.grad_taps != nullptr) {
-          parts.push_back({unit.taps_parts, stage.grad_taps, 0, taps, taps, splits_});
+          parts.push_back(
+              {unit.taps_parts, stage.grad_taps, 0, taps, taps, splits_, unit.selected});
         }
       }
     }
@@ -294,9 +299,9 @@ class Backward {
         stages.push_back(branch.stages[0]);
       } else if (branch.is_pool()) {
         plain.push_back({nullptr, branch.pooled, through_[b].last,
-                         branch.branch->kind == node::Kind::max_pool});
+                         branch.branch->kind == node::Kind::max_pool, branch.selected()});
       } else {
-        plain.push_back({branch.branch->weight, nullptr, nullptr, false});
+        plain.push_back({branch.branch->weight, nullptr, nullptr, false, branch.selected()});
       }
     }
     bool adds = edge.adds;

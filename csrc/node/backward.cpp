@@ -502,17 +502,6 @@ std::vector<double> sum_gradient(const Node<T>& node,
   return total;
 }
 
-// The gradient of an input that nobody reads.
-template <typename T>
-void clear(const Edge<T>& edge, int64_t samples) {
-  for (int64_t n = 0; n < samples; ++n) {
-    T* pixel = edge.grad_x.at(n);
-    for (int64_t p = 0; p < edge.height * edge.width; ++p, pixel += edge.grad_x.pixel) {
-      std::fill(pixel, pixel + edge.channels, T{});
-    }
-  }
-}
-
 }  // namespace
 
 template <typename T>
@@ -523,7 +512,10 @@ void backward(const Node<T>& node,
   const std::vector<double> grad_sum = sum_gradient(node, grad, parallel);
   for (const Edge<T>& edge : node.edges) {
     if (edge.branches.empty()) {
-      if (edge.grad_x.exists() && !edge.adds) clear(edge, node.samples);
+      // Nobody reads the input.
+      if (edge.grad_x.exists() && !edge.adds) {
+        clear(edge.grad_x, node.samples, edge.height * edge.width, edge.channels);
+      }
       continue;
     }
     BackwardEdge<T>(node, edge, grad, grad_sum, grad_weights).run(parallel);

@@ -19,6 +19,14 @@ using cpu::Window;
 // Numbers past the end of a map that a whole tile may read, though not use.
 constexpr int64_t kSlackPixels = 16;
 
+template <typename T>
+void clear(const Images<T>& images, int64_t samples, int64_t pixels, int64_t channels) {
+  for (int64_t n = 0; n < samples; ++n) {
+    T* pixel = images.at(n);
+    for (int64_t p = 0; p < pixels; ++p, pixel += images.pixel) std::fill_n(pixel, channels, T{});
+  }
+}
+
 inline bool is_pool(Kind kind) { return kind == Kind::max_pool || kind == Kind::mean_pool; }
 
 // A norm as (y - mean) * scale + shift; channels past the last are zero.

@@ -205,6 +205,7 @@ void forward(const Node<T>& node, const Images<T>& y, const Parallel& parallel) 
     ForwardEdge<T>(node, edge).run(y, adds, parallel);
     adds = true;
   }
+  if (!adds) clear(y, node.samples, node.height * node.width, node.channels);
 }
 
 template void forward(const Node<float>&, const Images<float>&, const Parallel&);

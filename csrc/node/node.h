@@ -1,6 +1,7 @@
 // A fused node: what it is made of, and its forward and backward over a batch. Torch-free.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <vector>
@@ -46,9 +47,10 @@ template <typename T>
 struct Branch {
   Kind kind = Kind::skip;
   const T* weight = nullptr;
-  int64_t column = 0;            // its place among the weights
-  std::vector<Stage<T>> stages;  // of a convolution: 1 or 2
-  Norm<T> norm;                  // of a pool
+  const bool* selected = nullptr;  // whether it runs; without it, it does
+  int64_t column = 0;              // its place among the weights
+  std::vector<Stage<T>> stages;    // of a convolution: 1 or 2
+  Norm<T> norm;                    // of a pool
 };
 
 // Where a channels-last tensor [samples, height, width, channels] lies: it may be some of the
@@ -86,11 +88,23 @@ struct Node {
   double* statistics = nullptr;  // [norms, 2, channels]: mean and biased variance
 };
 
+// Takes out what is not selected, where the host may read the flags.
+template <typename T>
+void keep_selected(Node<T>& node) {
+  for (Edge<T>& edge : node.edges) {
+    const auto is_off = [](const Branch<T>& branch) {
+      return branch.selected != nullptr && !*branch.selected;
+    };
+    edge.branches.erase(std::remove_if(edge.branches.begin(), edge.branches.end(), is_off),
+                        edge.branches.end());
+  }
+}
+
 // Calls the function with ranges that cover 0 to count, on as many threads as the caller likes.
 using Range = std::function<void(int64_t begin, int64_t end)>;
 using Parallel = std::function<void(int64_t count, const Range& run)>;
 
-// y, and the statistics of the batch where they are not given.
+// y, and the statistics of the batch where they are not given. A node without branches is zero.
 template <typename T>
 void forward(const Node<T>& node, const Images<T>& y, const Parallel& parallel);
 

@@ -26,16 +26,21 @@ struct OnCpu {
     torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) { run(begin, end); });
   }
 
+  // What branches that are taken out leave as it is.
+  static void clear(Tensor& place) { torch::stable::zero_(place); }
+
   template <typename T>
-  static void forward(const NodeCall&, const node::Node<T>& node, const Images<T>& y) {
+  static void forward(const NodeCall&, node::Node<T>& node, const Images<T>& y) {
+    node::keep_selected(node);
     node::forward(node, y, run_parallel);
   }
 
   template <typename T>
   static void backward(const NodeCall& call,
-                       const node::Node<T>& node,
+                       node::Node<T>& node,
                        const Images<const T>& grad,
                        T* grad_weights) {
+    node::keep_selected(node);
     std::vector<double> sums(grad_weights != nullptr ? call.layout.size() / kNumbers : 0);
     node::backward(node, grad, grad_weights != nullptr ? sums.data() : nullptr, run_parallel);
     std::transform(sums.begin(), sums.end(), grad_weights,
@@ -49,6 +54,9 @@ struct OnCuda {
     explicit Guard(const Tensor& x) : guard(x.get_device_index()) {}
     const DeviceGuard guard;
   };
+
+  // The kernels write all of it.
+  static void clear(Tensor&) {}
 
   static Tensor scratch(const Tensor& like, int64_t bytes) {
     return torch::stable::new_empty(like, {bytes}, torch::headeronly::ScalarType::Byte);
@@ -86,6 +94,8 @@ Tensor run_forward(const NodeCall& call,
   if (given.has_value()) {
     check(same_shape(*given, statistics), call.op, ": given must have the shape of the statistics");
     torch::stable::copy_(statistics, *given);
+  } else if (call.selected.has_value()) {
+    Where::clear(statistics);
   }
   dispatch_wide(call.op, call.xs[0], [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -105,8 +115,9 @@ std::tuple<Tensor, Tensor> fused_node(const std::vector<Tensor>& xs,
                                       const std::optional<Tensor>& given,
                                       const std::vector<int64_t>& layout,
                                       const std::vector<double>& eps,
-                                      const std::vector<int64_t>& strides) {
-  const NodeCall call{"fused_node", xs, weights, params, layout, eps, strides};
+                                      const std::vector<int64_t>& strides,
+                                      const std::optional<Tensor>& selected) {
+  const NodeCall call{"fused_node", xs, weights, params, layout, eps, strides, selected};
   const Sizes sizes = call.checked();
   Tensor y = new_channels_last(xs[0], sizes);
   Tensor statistics = run_forward<Where>(call, sizes, y, given);
@@ -121,8 +132,9 @@ Tensor fused_node_into(const Tensor& place,
                        const std::optional<Tensor>& given,
                        const std::vector<int64_t>& layout,
                        const std::vector<double>& eps,
-                       const std::vector<int64_t>& strides) {
-  const NodeCall call{"fused_node_into", xs, weights, params, layout, eps, strides};
+                       const std::vector<int64_t>& strides,
+                       const std::optional<Tensor>& selected) {
+  const NodeCall call{"fused_node_into", xs, weights, params, layout, eps, strides, selected};
   const Sizes sizes = call.checked();
   check(has_sizes(place, sizes) && pixel_step(place) > 0, call.op,
         ": place must be channels-last and have the shape of the sum");
@@ -188,6 +200,7 @@ std::tuple<Tensor, std::vector<Tensor>> run_backward(const NodeCall& call,
             ": wanted_params must index params, got ", p);
       const Tensor& param = call.params[static_cast<size_t>(p)];
       grad_params.push_back(torch::stable::new_empty(param, param.sizes()));
+      if (call.selected.has_value()) Where::clear(grad_params.back());
       places[static_cast<size_t>(p)] = mutable_data<T>(call.op, "grad_params", grad_params.back());
     }
     std::vector<Tensor> kept;
@@ -215,8 +228,9 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> fused_node_backward
     const std::vector<int64_t>& strides,
     const std::vector<int64_t>& wanted_xs,
     bool wants_weights,
-    const std::vector<int64_t>& wanted_params) {
-  const NodeCall call{"fused_node_backward", xs, weights, params, layout, eps, strides};
+    const std::vector<int64_t>& wanted_params,
+    const std::optional<Tensor>& selected) {
+  const NodeCall call{"fused_node_backward", xs, weights, params, layout, eps, strides, selected};
   std::vector<Tensor> grad_xs;
   for (int64_t e : wanted_xs) {
     const Tensor& x = xs[wanted_edge(call, e)];
@@ -243,8 +257,10 @@ std::tuple<Tensor, std::vector<Tensor>> fused_node_backward_into(
     const std::vector<int64_t>& strides,
     const std::vector<int64_t>& wanted_xs,
     bool wants_weights,
-    const std::vector<int64_t>& wanted_params) {
-  const NodeCall call{"fused_node_backward_into", xs, weights, params, layout, eps, strides};
+    const std::vector<int64_t>& wanted_params,
+    const std::optional<Tensor>& selected) {
+  const NodeCall call{
+      "fused_node_backward_into", xs, weights, params, layout, eps, strides, selected};
   return run_backward<Where>(call, grad, statistics,
                              {grad_xs, adds, wanted_xs, wants_weights, wanted_params});
 }

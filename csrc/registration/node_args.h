@@ -129,6 +129,7 @@ struct NodeCall {
   const std::vector<int64_t>& layout;
   const std::vector<double>& eps;
   const std::vector<int64_t>& strides;
+  const std::optional<Tensor>& selected;  // [candidates]
 
   int64_t norms() const { return static_cast<int64_t>(eps.size()); }
   // Samples, channels, rows and columns of the node; refuses inputs that memory safety forbids.
@@ -148,6 +149,8 @@ inline Sizes NodeCall::checked() const {
   const int64_t count = static_cast<int64_t>(layout.size() / kNumbers);
   check(weights.dim() == 1 && weights.size(0) == count, op,
         ": weights must hold one number for each of the ", count, " candidates");
+  check(!selected.has_value() || (selected->dim() == 1 && selected->size(0) == count), op,
+        ": selected must hold one flag for each of the ", count, " candidates");
   Sizes sizes{0, 0, 0, 0};
   for (size_t e = 0; e < xs.size(); ++e) {
     check(xs[e].dim() == 4 && xs[e].numel() > 0 && pixel_step(xs[e]) > 0, op,
@@ -200,6 +203,7 @@ node::Node<T> NodeCall::read(const Sizes& sizes,
     edge.stride = strides[e];
   }
   const T* weight = const_data<T>(op, "weights", weights);
+  const bool* flags = selected.has_value() ? const_data<bool>(op, "selected", *selected) : nullptr;
   for (size_t at = 0; at < layout.size(); at += kNumbers) {
     const int64_t* numbers = layout.data() + at;
     check(numbers[0] >= 0 && numbers[0] < static_cast<int64_t>(xs.size()) && numbers[1] >= 0 &&
@@ -210,6 +214,7 @@ node::Node<T> NodeCall::read(const Sizes& sizes,
     branch.kind = static_cast<Kind>(numbers[1]);
     branch.column = static_cast<int64_t>(at / kNumbers);
     branch.weight = weight + branch.column * weights.stride(0);
+    if (flags != nullptr) branch.selected = flags + branch.column * selected->stride(0);
     if (branch.kind == Kind::conv) {
       check(numbers[2] == 1 || numbers[2] == 2, op, ": a convolution must have one or two stages");
       for (int64_t s = 0; s < numbers[2]; ++s) {

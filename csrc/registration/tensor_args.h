@@ -60,6 +60,7 @@ inline int32_t code_of(TypeTag<float>) { return aoti_torch_dtype_float32(); }
 inline int32_t code_of(TypeTag<math::Half>) { return aoti_torch_dtype_float16(); }
 inline int32_t code_of(TypeTag<math::BFloat16>) { return aoti_torch_dtype_bfloat16(); }
 inline int32_t code_of(TypeTag<int64_t>) { return aoti_torch_dtype_int64(); }
+inline int32_t code_of(TypeTag<bool>) { return aoti_torch_dtype_bool(); }
 
 // Calls function(TypeTag<T>{}) for the C++ type of a floating dtype.
 template <typename Function>

@@ -54,21 +54,24 @@ LIB.define(
 )
 LIB.define(
     "fused_node(Tensor[] xs, Tensor weights, Tensor[] params, Tensor? given, int[] layout, "
-    "float[] eps, int[] strides) -> (Tensor y, Tensor statistics)"
+    "float[] eps, int[] strides, Tensor? selected=None) -> (Tensor y, Tensor statistics)"
 )
 LIB.define(
     "fused_node_into(Tensor(a!) place, Tensor[] xs, Tensor weights, Tensor[] params, "
-    "Tensor? given, int[] layout, float[] eps, int[] strides) -> Tensor statistics"
+    "Tensor? given, int[] layout, float[] eps, int[] strides, Tensor? selected=None) "
+    "-> Tensor statistics"
 )
 LIB.define(
     "fused_node_backward(Tensor grad, Tensor[] xs, Tensor weights, Tensor[] params, "
     "Tensor statistics, int[] layout, float[] eps, int[] strides, int[] wanted_xs, "
-    "bool wants_weights, int[] wanted_params) -> (Tensor[], Tensor, Tensor[])"
+    "bool wants_weights, int[] wanted_params, Tensor? selected=None) "
+    "-> (Tensor[], Tensor, Tensor[])"
 )
 LIB.define(
     "fused_node_backward_into(Tensor(a!)[] grad_xs, int[] adds, Tensor grad, Tensor[] xs, "
     "Tensor weights, Tensor[] params, Tensor statistics, int[] layout, float[] eps, int[] strides, "
-    "int[] wanted_xs, bool wants_weights, int[] wanted_params) -> (Tensor, Tensor[])"
+    "int[] wanted_xs, bool wants_weights, int[] wanted_params, Tensor? selected=None) "
+    "-> (Tensor, Tensor[])"
 )
 _mixed_sum = torch.ops.pyfast_nas.mixed_sum.default
 _mixed_sum_backward = torch.ops.pyfast_nas.mixed_sum_backward.default
@@ -263,7 +266,7 @@ def call_fused_node_backward_into(
 
 
 @torch.library.register_fake("pyfast_nas::fused_node", lib=LIB)
-def _(xs, weights, params, given, layout, eps, strides):
+def _(xs, weights, params, given, layout, eps, strides, selected=None):
     batch, _, height, columns = xs[0].shape
     width = Plan(layout, eps, strides).channels(xs[layout[0]].shape[1], params)
     size = (batch, width, -(-height // strides[0]), -(-columns // strides[0]))
@@ -272,7 +275,7 @@ def _(xs, weights, params, given, layout, eps, strides):
 
 
 @torch.library.register_fake("pyfast_nas::fused_node_into", lib=LIB)
-def _(place, xs, weights, params, given, layout, eps, strides):
+def _(place, xs, weights, params, given, layout, eps, strides, selected=None):
     return xs[0].new_empty((len(eps), 2, place.shape[1]), dtype=torch.float64)
 
 
@@ -295,6 +298,7 @@ def _(
     wanted_xs,
     wants_weights,
     wanted_params,
+    selected=None,
 ):
     return (
         [torch.empty_like(xs[i], memory_format=torch.channels_last) for i in wanted_xs],
@@ -304,8 +308,22 @@ def _(
 
 
 @torch.library.register_fake("pyfast_nas::fused_node_backward_into", lib=LIB)
-def _(grad_xs, adds, grad, xs, weights, params, *numbers):
-    *_, wants_weights, wanted_params = numbers
+def _(
+    grad_xs,
+    adds,
+    grad,
+    xs,
+    weights,
+    params,
+    statistics,
+    layout,
+    eps,
+    strides,
+    wanted_xs,
+    wants_weights,
+    wanted_params,
+    selected=None,
+):
     of_weights = weights.new_empty(weights.shape[0] if wants_weights else 0)
     return of_weights, [params[i].new_empty(params[i].shape) for i in wanted_params]
 

@@ -13,7 +13,11 @@ _OP = "fused_node"
 
 
 def check_fused_node(
-    xs: Sequence[Tensor], weights: Tensor, candidates: Sequence[Candidate], strides: Sequence[int]
+    xs: Sequence[Tensor],
+    weights: Tensor,
+    candidates: Sequence[Candidate],
+    strides: Sequence[int],
+    selected: Tensor | None = None,
 ) -> tuple[int, int, int, int]:
     """Refuse what ``fused_node`` cannot serve, naming the argument and what was given.
 
@@ -36,6 +40,8 @@ def check_fused_node(
             f"got {list(weights.shape)}"
         )
     _like(first, "weights", weights)
+    if selected is not None:
+        _check_selected(selected, weights)
     out = None
     for edge, (x, stride) in enumerate(zip(xs, strides, strict=True)):
         if x.dim() != 4:
@@ -54,6 +60,20 @@ def check_fused_node(
     for index, candidate in enumerate(candidates):
         width = _check_candidate(index, candidate, xs, strides, width, out)
     return out[0], width, *out[1:]
+
+
+def _check_selected(selected: Tensor, weights: Tensor) -> None:
+    if selected.shape != weights.shape:
+        raise ValueError(
+            f"{_OP}: selected must have shape {list(weights.shape)} like weights, "
+            f"got {list(selected.shape)}"
+        )
+    if selected.dtype is not torch.bool:
+        raise TypeError(f"{_OP}: selected must have dtype torch.bool, got {selected.dtype}")
+    if selected.device != weights.device:
+        raise RuntimeError(
+            f"{_OP}: selected must be on {weights.device} like weights, got {selected.device}"
+        )
 
 
 def _check_candidate(

@@ -1,10 +1,11 @@
 """What the candidates of a fused node are: plain tuples of their tensors, no modules."""
 
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Candidate", "Norm", "Stage"]
+__all__ = ["Candidate", "Norm", "Stage", "map_tensors"]
 
 
 class Norm(NamedTuple):
@@ -75,3 +76,20 @@ class Candidate(NamedTuple):
         if self.kind == "conv":
             return tuple(stage.norm for stage in self.stages)
         return () if self.norm is None else (self.norm,)
+
+
+def map_tensors(
+    candidates: Sequence[Candidate], function: Callable[[Tensor], Tensor]
+) -> list[Candidate]:
+    """Return the candidates with ``function`` of each of their tensors."""
+
+    def tensor(t: Tensor | None) -> Tensor | None:
+        return None if t is None else function(t)
+
+    def norm(n: Norm | None) -> Norm | None:
+        return None if n is None else Norm(*map(tensor, n[:4]), n.eps)
+
+    def stage(s: Stage) -> Stage:
+        return Stage(*map(tensor, s[:2]), norm(s.norm), s.dilation, tensor(s.shifted))
+
+    return [c._replace(stages=tuple(map(stage, c.stages)), norm=norm(c.norm)) for c in candidates]

@@ -54,6 +54,7 @@ def _slice(whole: Tensor, part: int, parts: int) -> Tensor:
 def run_cell(
     plan: CellPlan,
     given: Sequence[Tensor | None],
+    selected: Sequence[Tensor | None],
     inputs: Sequence[Tensor],
     weights: Sequence[Tensor],
     params: Sequence[Sequence[Tensor]],
@@ -63,7 +64,7 @@ def run_cell(
     outcome = None
     for i, node in enumerate(plan.nodes):
         xs = [states[source] for source in plan.sources[i]]
-        arguments = (xs, weights[i], params[i], given[i], *node.arguments())
+        arguments = (xs, weights[i], params[i], given[i], *node.arguments(), selected[i])
         part = plan.part(i)
         if part < 0:
             y, of_norms = _library.call_fused_node(*arguments)
@@ -90,39 +91,51 @@ def _new_outcome(xs: Sequence[Tensor], node: Plan, params: Sequence[Tensor], par
 
 
 def record_cell(
-    plan: CellPlan, given: Sequence[Tensor | None], tensors: Sequence[Tensor]
+    plan: CellPlan,
+    given: Sequence[Tensor | None],
+    selected: Sequence[Tensor | None],
+    tensors: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """Run a cell so that autograd can differentiate it; return outcome and statistics."""
-    return _CellFunction.apply(plan, given, *tensors)
+    return _CellFunction.apply(plan, given, selected, *tensors)
 
 
 class _CellFunction(_library.DirectFunction):
-    """(plan, given, *inputs, *weights, *params) -> (outcome, *statistics)."""
+    """(plan, given, selected, *inputs, *weights, *params) -> (outcome, *statistics)."""
 
     @staticmethod
-    def forward(ctx, plan: CellPlan, given: Sequence[Tensor | None], *tensors: Tensor):
-        (*states, outcome), statistics = run_cell(plan, given, *plan.split(tensors))
+    def forward(
+        ctx,
+        plan: CellPlan,
+        given: Sequence[Tensor | None],
+        selected: Sequence[Tensor | None],
+        *tensors: Tensor,
+    ):
+        (*states, outcome), statistics = run_cell(plan, given, selected, *plan.split(tensors))
         ctx.plan, ctx.given = plan, tuple(t is not None for t in given)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*statistics)
         kept = [states[plan.inputs + i] for i in plan.kept()]
         # What nobody reads may be changed in place by whoever gets it.
         read = outcome if plan.reads_outcome() else None
-        ctx.save_for_backward(*tensors, read, *statistics, *kept)
+        ctx.save_for_backward(*tensors, read, *statistics, *selected, *kept)
         return outcome, *statistics
 
     @staticmethod
     def backward(ctx, grad, *_grad_statistics):
         if grad is None:
-            return None, None, *(None for _ in ctx.needs_input_grad[2:])
-        plan, needs = ctx.plan, ctx.needs_input_grad[2:]
+            return tuple(None for _ in ctx.needs_input_grad)
+        plan, needs = ctx.plan, ctx.needs_input_grad[3:]
         saved = ctx.saved_tensors
         tensors, (outcome, *rest) = saved[: len(needs)], saved[len(needs) :]
-        statistics, kept = rest[: len(plan.nodes)], rest[len(plan.nodes) :]
+        count = len(plan.nodes)
+        statistics, selected, kept = rest[:count], rest[count : 2 * count], rest[2 * count :]
         if torch.is_grad_enabled() or is_batched(grad):
             given = [s if g else None for s, g in zip(statistics, ctx.given, strict=True)]
-            return None, None, *_by_reference(plan, grad, tensors, given, needs)
-        return None, None, *_Backward(plan, tensors, needs, outcome, statistics, kept).run(grad)
+            found = _by_reference(plan, grad, tensors, given, selected, needs)
+        else:
+            found = _Backward(plan, tensors, needs, outcome, statistics, selected, kept).run(grad)
+        return None, None, None, *found
 
 
 class _Backward:
@@ -135,9 +148,10 @@ class _Backward:
         needs: Sequence[bool],
         outcome: Tensor | None,
         statistics: Sequence[Tensor],
+        selected: Sequence[Tensor | None],
         kept: Sequence[Tensor],
     ) -> None:
-        self.plan, self.statistics = plan, statistics
+        self.plan, self.statistics, self.selected = plan, statistics, selected
         self.inputs, self.weights, self.params = plan.split(tensors)
         self.needs_inputs, self.needs_weights, self.needs_params = plan.split(needs)
         self.states = list(self.inputs)
@@ -157,7 +171,8 @@ class _Backward:
         arguments = self.plan.nodes[i].with_given_statistics().arguments()
         xs = [self.states[source] for source in self.plan.sources[i]]
         return _library.call_fused_node(
-            xs, self.weights[i], self.params[i], self.statistics[i], *arguments
+            *(xs, self.weights[i], self.params[i], self.statistics[i], *arguments),
+            self.selected[i],
         )[0]
 
     def run(self, grad: Tensor) -> Iterator[Tensor | None]:
@@ -215,6 +230,7 @@ class _Backward:
             wanted,
             self.needs_weights[i],
             wanted_params,
+            self.selected[i],
         )
         of_params: list[Tensor | None] = [None] * len(needs_params)
         for p, value in zip(wanted_params, grad_params, strict=True):
@@ -227,6 +243,7 @@ def _by_reference(
     grad: Tensor,
     tensors: Sequence[Tensor],
     given: Sequence[Tensor | None],
+    selected: Sequence[Tensor | None],
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients by plain operations, differentiable in turn."""
@@ -239,7 +256,8 @@ def _by_reference(
             means = None if given[i] is None else given[i].to(grad.dtype)
             candidates = node.rebuild(params[i], means)
             xs = [states[source] for source in plan.sources[i]]
-            states.append(reference_edges.fused_node(xs, weights[i], candidates, node.strides)[0])
+            y, _ = reference_edges.fused_node(xs, weights[i], candidates, node.strides, selected[i])
+            states.append(y)
         outcome = torch.cat(states[-plan.parts :], dim=1)
         wanted = [alias for alias, need in zip(aliases, needs, strict=True) if need]
         # As many derivatives as the caller asked for: the graph of this one is kept for them.

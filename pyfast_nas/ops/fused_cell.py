@@ -36,6 +36,7 @@ class Node(NamedTuple):
         candidates: What it sums, as in `ops.fused_node`.
         weights: Mixing weight of each candidate.
         again: Whether backward computes its state again, rather than keeping it.
+        selected: Which candidates run, as in `ops.fused_node`.
     """
 
     sources: tuple[int, ...]
@@ -43,6 +44,7 @@ class Node(NamedTuple):
     candidates: Sequence[Candidate]
     weights: Tensor
     again: bool = False
+    selected: Tensor | None = None
 
 
 def fused_cell(
@@ -79,7 +81,8 @@ def fused_cell(
     References:
         Liu, Simonyan & Yang, "DARTS: Differentiable Architecture Search", ICLR 2019, section 2.1.
     """
-    return FusedCell(inputs, nodes, parts)(inputs, [node.weights for node in nodes])
+    cell = FusedCell(inputs, nodes, parts)
+    return cell(inputs, [node.weights for node in nodes], [node.selected for node in nodes])
 
 
 class FusedCell:
@@ -106,8 +109,8 @@ class FusedCell:
 
     def __init__(self, inputs: Sequence[Tensor], nodes: Sequence[Node], parts: int) -> None:
         _check_cell(inputs, nodes, parts)
-        # Without the weights, which may belong to a graph.
-        self._nodes = tuple(node._replace(weights=None) for node in nodes)
+        # Without what each call brings, which may belong to a graph.
+        self._nodes = tuple(node._replace(weights=None, selected=None) for node in nodes)
         self._params = [list(params_of(node.candidates)) for node in nodes]
         self._forms = self._forms_of_params()
         self._plan = CellPlan(
@@ -127,24 +130,31 @@ class FusedCell:
         return self._forms_of_params() == self._forms
 
     def __call__(
-        self, inputs: Sequence[Tensor], weights: Sequence[Tensor]
+        self,
+        inputs: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        selected: Sequence[Tensor | None] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Return what `fused_cell` returns."""
         plan, params = self._plan, self._params
+        selected = [None] * len(self._nodes) if selected is None else list(selected)
         tensors = [*inputs, *weights, *(p for of_node in params for p in of_node)]
         if (
             not serves_fused_node(inputs[0])
             or torch.compiler.is_compiling()
             or asks_for_more(tensors)
         ):
-            nodes = [node._replace(weights=w) for node, w in zip(self._nodes, weights, strict=True)]
+            nodes = [
+                node._replace(weights=w, selected=flags)
+                for node, w, flags in zip(self._nodes, weights, selected, strict=True)
+            ]
             return _node_by_node(inputs, nodes, plan.parts)
         given = [given_statistics(node.candidates, inputs[0]) for node in self._nodes]
         tensors[: plan.inputs] = inputs = [laid_out(x) for x in inputs]
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            y, *statistics = record_cell(plan, given, tensors)
+            y, *statistics = record_cell(plan, given, selected, tensors)
         else:
-            states, statistics = run_cell(plan, given, inputs, weights, params)
+            states, statistics = run_cell(plan, given, selected, inputs, weights, params)
             y = states[-1]
         return y, statistics
 
@@ -165,7 +175,7 @@ def _check_cell(inputs: Sequence[Tensor], nodes: Sequence[Node], parts: int) -> 
     states = list(inputs)
     for node in nodes:
         xs = [states[source] for source in node.sources]
-        size = check_fused_node(xs, node.weights, node.candidates, node.strides)
+        size = check_fused_node(xs, node.weights, node.candidates, node.strides, node.selected)
         states.append(inputs[0].new_empty(()).expand(size))
     sizes = {state.shape for state in states[-parts:]}
     if len(sizes) > 1:
@@ -181,7 +191,7 @@ def _node_by_node(
     states, statistics = list(inputs), []
     for node in nodes:
         xs = [states[source] for source in node.sources]
-        y, of_norms = fused_node(xs, node.weights, node.candidates, node.strides)
+        y, of_norms = fused_node(xs, node.weights, node.candidates, node.strides, node.selected)
         states.append(y)
         statistics.append(of_norms)
     return torch.cat(states[-parts:], dim=1), statistics

@@ -43,7 +43,11 @@ def serves_fused_node(x: Tensor) -> bool:
 
 
 def fused_node(
-    xs: Sequence[Tensor], weights: Tensor, candidates: Sequence[Candidate], strides: Sequence[int]
+    xs: Sequence[Tensor],
+    weights: Tensor,
+    candidates: Sequence[Candidate],
+    strides: Sequence[int],
+    selected: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Sum weighted candidate operations over all edges into one node.
 
@@ -59,13 +63,17 @@ def fused_node(
         weights: Mixing weight of each candidate, in the dtype of ``xs``.
         candidates: What is summed. A candidate that is not named costs nothing.
         strides: 1 or 2 for each edge.
+        selected: Which candidates run, bool, on the device of ``xs``, where the host never asks
+            for it; None runs all. Of the others nothing is computed or read, NaN included: they
+            add nothing and their gradients are zero.
 
     Returns:
         The sum, channels-last, and the statistics of every batch norm in the order of the
-        candidates and their stages: mean and biased variance, float64, not differentiable.
+        candidates and their stages: mean and biased variance, float64, not differentiable. Those
+        that a candidate would have measured that did not run are zero.
 
     Shape:
-        each x ``[N, C, H, W]``, weights ``[num_candidates]`` ->
+        each x ``[N, C, H, W]``, weights and selected ``[num_candidates]`` ->
         y ``[N, C_out, ceil(H / stride), ceil(W / stride)]``, statistics ``[norms, 2, C_out]``.
 
     Raises:
@@ -78,22 +86,27 @@ def fused_node(
         >>> y, _ = fused_node([x], torch.tensor([0.5, 2.0]), [Candidate("skip", 0)] * 2, [1])
         >>> float(y[0, 0, 0, 0])
         2.5
+        >>> one = torch.tensor([False, True])
+        >>> y, _ = fused_node([x], torch.tensor([0.5, 2.0]), [Candidate("skip", 0)] * 2, [1], one)
+        >>> float(y[0, 0, 0, 0])
+        2.0
 
     References:
         Liu, Simonyan & Yang, "DARTS: Differentiable Architecture Search", ICLR 2019, eqs. 1-2.
     """
-    check_fused_node(xs, weights, candidates, strides)
+    check_fused_node(xs, weights, candidates, strides, selected)
     if not serves_fused_node(xs[0]) or asks_for_more([weights, *xs, *params_of(candidates)]):
-        return reference_edges.fused_node(xs, weights, candidates, strides)
+        return reference_edges.fused_node(xs, weights, candidates, strides, selected)
     plan = Plan.of(candidates, strides)
     given = given_statistics(candidates, xs[0])
     xs = [laid_out(x) for x in xs]
     params = list(params_of(candidates))
     if torch.compiler.is_compiling():
-        return torch.ops.pyfast_nas.fused_node(xs, weights, params, given, *plan.arguments())
+        arguments = *plan.arguments(), selected
+        return torch.ops.pyfast_nas.fused_node(xs, weights, params, given, *arguments)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (weights, *xs, *params)):
-        return _FusedNode.apply(plan, given, weights, *xs, *params)
-    return _library.call_fused_node(xs, weights, params, given, *plan.arguments())
+        return _FusedNode.apply(plan, given, selected, weights, *xs, *params)
+    return _library.call_fused_node(xs, weights, params, given, *plan.arguments(), selected)
 
 
 def laid_out(x: Tensor) -> Tensor:
@@ -143,16 +156,22 @@ def is_batched(grad: Tensor) -> bool:
 
 
 class _FusedNode(_library.DirectFunction):
-    """(plan, given, weights, *xs, *params) -> (y, statistics)."""
+    """(plan, given, selected, weights, *xs, *params) -> (y, statistics)."""
 
     @staticmethod
-    def forward(plan: Plan, given: Tensor | None, weights: Tensor, *tensors: Tensor):
+    def forward(
+        plan: Plan,
+        given: Tensor | None,
+        selected: Tensor | None,
+        weights: Tensor,
+        *tensors: Tensor,
+    ):
         xs, params = tensors[: len(plan.strides)], tensors[len(plan.strides) :]
-        return _library.call_fused_node(xs, weights, params, given, *plan.arguments())
+        return _library.call_fused_node(xs, weights, params, given, *plan.arguments(), selected)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        ctx.plan, given, *tensors = inputs
+        ctx.plan, given, *tensors = inputs  # the first says which candidates run
         _, statistics = output
         ctx.has_given = given is not None
         ctx.set_materialize_grads(False)
@@ -162,13 +181,15 @@ class _FusedNode(_library.DirectFunction):
     @staticmethod
     def backward(ctx, grad, _grad_statistics):
         if grad is None:
-            return None, None, *(None for _ in ctx.needs_input_grad[2:])
-        statistics, *tensors = ctx.saved_tensors
-        needs = ctx.needs_input_grad[2:]
+            return tuple(None for _ in ctx.needs_input_grad)
+        statistics, selected, *tensors = ctx.saved_tensors
+        needs = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled() or is_batched(grad):
             given = statistics if ctx.has_given else None
-            return None, None, *_by_reference(ctx.plan, grad, tensors, given, needs)
-        return None, None, *_by_kernel(ctx.plan, grad, tensors, statistics, needs)
+            found = _by_reference(ctx.plan, grad, tensors, given, selected, needs)
+        else:
+            found = _by_kernel(ctx.plan, grad, tensors, statistics, selected, needs)
+        return None, None, None, *found
 
 
 def _by_kernel(
@@ -176,6 +197,7 @@ def _by_kernel(
     grad: Tensor,
     tensors: Sequence[Tensor],
     statistics: Tensor,
+    selected: Tensor | None,
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients of (weights, *xs, *params) that are needed, None for the others."""
@@ -193,6 +215,7 @@ def _by_kernel(
         wanted_xs,
         needs[0],
         wanted_params,
+        selected,
     )
     gradients: list[Tensor | None] = [None] * len(tensors)
     if needs[0]:
@@ -209,6 +232,7 @@ def _by_reference(
     grad: Tensor,
     tensors: Sequence[Tensor],
     given: Tensor | None,
+    selected: Tensor | None,
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients by plain operations, differentiable in turn."""
@@ -219,7 +243,7 @@ def _by_reference(
         aliases = [t.view_as(t) if t.requires_grad else t for t in tensors]
         weights, xs, params = aliases[0], aliases[1 : 1 + edges], aliases[1 + edges :]
         candidates = plan.rebuild(params, None if given is None else given.to(grad.dtype))
-        y, _ = reference_edges.fused_node(xs, weights, candidates, plan.strides)
+        y, _ = reference_edges.fused_node(xs, weights, candidates, plan.strides, selected)
         wanted = [alias for alias, need in zip(aliases, needs, strict=True) if need]
         # As many derivatives as the caller asked for: the graph of this one is kept for them.
         found = torch.autograd.grad(y, wanted, grad, create_graph=True, allow_unused=True)
@@ -228,28 +252,30 @@ def _by_reference(
 
 
 def _save(ctx, inputs, output) -> None:
-    xs, weights, params, given, layout, eps, strides = inputs
+    # An argument at its default may be left out here.
+    xs, weights, params, given, layout, eps, strides, selected, *_ = (*inputs, None)
     _, statistics = output
     ctx.plan = Plan(tuple(layout), tuple(eps), tuple(strides))
     ctx.has_given, ctx.edges = given is not None, len(xs)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(statistics)
-    ctx.save_for_backward(statistics, weights, *xs, *params)
+    ctx.save_for_backward(statistics, selected, weights, *xs, *params)
 
 
 def _differentiate(ctx, grad, _grad_statistics):
-    statistics, *tensors = ctx.saved_tensors
+    statistics, selected, *tensors = ctx.saved_tensors
     needs_xs, needs_weights, needs_params, *_ = ctx.needs_input_grad
     needs = [needs_weights, *needs_xs, *needs_params]
     gradients = [None] * len(tensors)
     if grad is not None:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             given = statistics if ctx.has_given else None
-            gradients = _by_reference(ctx.plan, grad, tensors, given, needs)
+            gradients = _by_reference(ctx.plan, grad, tensors, given, selected, needs)
         else:
-            gradients = _by_kernel(ctx.plan, grad, tensors, statistics, needs)
+            gradients = _by_kernel(ctx.plan, grad, tensors, statistics, selected, needs)
     of_weights, of_xs = gradients[0], gradients[1 : 1 + ctx.edges]
-    return of_xs, of_weights, gradients[1 + ctx.edges :], None, None, None, None
+    nothing = (None for _ in ctx.needs_input_grad[3:])
+    return of_xs, of_weights, gradients[1 + ctx.edges :], *nothing
 
 
 def _save_nothing(ctx, inputs, output) -> None:

@@ -11,21 +11,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyfast_nas.ops.candidates import Candidate, Norm, Stage
+from pyfast_nas.ops.candidates import Candidate, Norm, Stage, map_tensors
 from pyfast_nas.ops.node_plan import Plan
 
 __all__ = ["fused_node", "planned_node", "planned_node_backward"]
 
 
 def fused_node(
-    xs: Sequence[Tensor], weights: Tensor, candidates: Sequence[Candidate], strides: Sequence[int]
+    xs: Sequence[Tensor],
+    weights: Tensor,
+    candidates: Sequence[Candidate],
+    strides: Sequence[int],
+    selected: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return sum_k weights[k] * candidate_k(xs[edge_k]) and the statistics of every norm."""
     y: Tensor | None = None
     statistics: list[Tensor] = []
-    for weight, candidate in zip(weights.unbind(), candidates, strict=True):
-        x, stride = xs[candidate.edge], strides[candidate.edge]
-        term = weight * _run(candidate, x, stride, statistics)
+    flags = [None] * len(candidates) if selected is None else selected.unbind()
+    for weight, candidate, flag in zip(weights.unbind(), candidates, flags, strict=True):
+        stride = strides[candidate.edge]
+        term = _term(candidate, xs[candidate.edge], weight, stride, flag, statistics)
         y = term if y is None else y + term
     width = y.shape[1]
     if not statistics:
@@ -41,11 +46,12 @@ def planned_node(
     layout: Sequence[int],
     eps: Sequence[float],
     strides: Sequence[int],
+    selected: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the same for the numbers and tensors that the operator takes, channels-last."""
     plan = Plan(tuple(layout), tuple(eps), tuple(strides))
     candidates = plan.rebuild(params, None if given is None else given.to(weights.dtype))
-    y, statistics = fused_node(xs, weights, candidates, strides)
+    y, statistics = fused_node(xs, weights, candidates, strides, selected)
     return y.contiguous(memory_format=torch.channels_last), statistics
 
 
@@ -61,13 +67,14 @@ def planned_node_backward(
     wanted_xs: Sequence[int],
     wants_weights: bool,
     wanted_params: Sequence[int],
+    selected: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     """Return the gradients of the wanted inputs, of the weights (or nothing), of the parameters."""
     kind = grad.device.type
     with _autograd(), torch.autocast(kind, enabled=False), torch.enable_grad():
         weights, *rest = (t.detach().requires_grad_() for t in (weights, *xs, *params))
         xs, params = rest[: len(xs)], rest[len(xs) :]
-        y, _ = planned_node(xs, weights, params, statistics, layout, eps, strides)
+        y, _ = planned_node(xs, weights, params, statistics, layout, eps, strides, selected)
         leaves = [xs[i] for i in wanted_xs] + [params[i] for i in wanted_params]
         *found, of_weights = torch.autograd.grad(
             y, [*leaves, weights], grad, allow_unused=True, materialize_grads=True
@@ -81,6 +88,30 @@ def _autograd() -> AbstractContextManager:
     """Let autograd record inside an operator's kernel, where the dispatcher leaves it out."""
     nothing = torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)
     return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), nothing)
+
+
+def _term(
+    candidate: Candidate,
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    flag: Tensor | None,
+    statistics: list[Tensor],
+) -> Tensor:
+    """Return what a candidate adds to the node.
+
+    One that is not selected runs on zeros, so that nothing of it, infinities and NaN included,
+    reaches the sum, and nothing of the gradient reaches it.
+    """
+    if flag is None:
+        return weight * _run(candidate, x, stride, statistics)
+    found: list[Tensor] = []
+    (on_zeros,) = map_tensors([candidate], lambda t: torch.where(flag, t, 0))
+    y = _run(on_zeros, torch.where(flag, x, 0), stride, found)
+    for norm, values in zip(candidate.norms(), found, strict=True):
+        given = 0 if norm.mean is None else torch.stack([norm.mean, norm.var]).double()
+        statistics.append(torch.where(flag, values, given))
+    return torch.where(flag, torch.where(flag, weight, 0) * y, 0)
 
 
 def _run(candidate: Candidate, x: Tensor, stride: int, statistics: list[Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyfast_nas import ops
 from pyfast_nas.ops import Candidate, Norm, Stage, reference_edges
+from pyfast_nas.ops.candidates import map_tensors
 from pyfast_nas.ops.node_plan import params_of
 
 SEP3, SEP5, DIL3, DIL5 = ((3, 1), (3, 1)), ((5, 1), (5, 1)), ((3, 2),), ((5, 2),)
@@ -121,19 +122,7 @@ CASES = [
 
 def cast(candidates, to: torch.dtype | torch.device | str) -> list[Candidate]:
     """Return the candidates in another dtype or on another device."""
-
-    def tensor(t):
-        return None if t is None else t.to(to)
-
-    def norm(n):
-        return None if n is None else Norm(*map(tensor, n[:4]), n.eps)
-
-    def stage(s):
-        return Stage(*map(tensor, s[:2]), norm(s.norm), s.dilation, tensor(s.shifted))
-
-    return [
-        Candidate(c.kind, c.edge, tuple(map(stage, c.stages)), norm(c.norm)) for c in candidates
-    ]
+    return map_tensors(candidates, lambda t: t.to(to))
 
 
 def with_gradients(function, xs, weights, candidates, gradient, strides) -> list[Tensor]:

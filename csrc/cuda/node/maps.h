@@ -47,6 +47,7 @@ struct PoolUnit {
   int stride;
   bool is_max;
   math::acc_t<T>* y;  // [pixels, channels]
+  Selected selected;
 };
 
 constexpr int kPoolUnits = 40;
@@ -63,6 +64,7 @@ struct PoolForward {
 
   PFN_DEVICE void run(const Block& block, Shared&) const {
     const PoolUnit<T>& unit = at[block.y()];
+    if (unit.selected.is_off()) return;
     const int64_t count = sizes.pixels() * sizes.channels;
     for (int64_t i = block.x() * kThreads + block.thread(); i < count;
          i += block.blocks() * kThreads) {
@@ -91,6 +93,7 @@ struct TermUnit {
   Map<T> y;
   const T* weight;
   const math::acc_t<T>* table;  // [3, channels]: mean, scale, shift; null for the identity
+  Selected selected;
 };
 
 constexpr int kTermUnits = 60;
@@ -119,6 +122,7 @@ struct Combine {
       Acc sum = adds ? math::widen(*to) : Acc{0};
       for (int t = 0; t < terms; ++t) {
         const TermUnit<T>& term = at[t];
+        if (term.selected.is_off()) continue;
         Acc y =
             term.y.at(place.sample * term.y.sample + place.pixel * term.y.pixel + place.channel);
         if (term.table != nullptr) {
@@ -184,6 +188,7 @@ struct HiddenGradient {
 
   PFN_DEVICE void run(const Block& block, Shared&) const {
     const StageUnit<T>& unit = units.at[block.y()];
+    if (unit.selected.is_off()) return;
     const int64_t count = sizes.pixels() * sizes.channels;
     for (int64_t i = block.x() * kThreads + block.thread(); i < count;
          i += block.blocks() * kThreads) {
@@ -202,6 +207,7 @@ struct PlainUnit {
   const math::acc_t<T>* y;        // of a pool [pixels, channels]
   const math::acc_t<T>* through;  // of a pool [4, channels]
   bool is_max;
+  Selected selected;
 };
 
 constexpr int kPlainUnits = 24, kStagesOfInput = 12;
@@ -232,9 +238,13 @@ struct InputGradient {
       const MapPlace place = map_place(i, height, width, channels);
       const Acc value = x.at(place.sample * x.sample + place.pixel * x.pixel + place.channel);
       Acc sum{0};
-      for (int s = 0; s < stages_count; ++s) sum += turned_window(stages[s], sizes, place);
+      for (int s = 0; s < stages_count; ++s) {
+        if (!stages[s].selected.is_off()) sum += turned_window(stages[s], sizes, place);
+      }
       if (value <= Acc{0}) sum = Acc{0};
-      for (int p = 0; p < plain_count; ++p) sum += through_plain(plain[p], place, value);
+      for (int p = 0; p < plain_count; ++p) {
+        if (!plain[p].selected.is_off()) sum += through_plain(plain[p], place, value);
+      }
       T* to = out + place.sample * sample + place.pixel * pixel + place.channel;
       math::narrow(adds ? math::widen(*to) + sum : sum, to);
     }

@@ -36,6 +36,7 @@ struct NormUnit {
   double* statistics;     // [2, channels]: mean and biased variance
   const double* moments;  // [tiles, channels, 2]
   Acc* table;             // [3, channels]: mean, scale, shift
+  Selected selected;      // without it statistics that are not known are zero
 
   PFN_DEVICE double inverse_deviation(int channels, int channel) const {
     return 1.0 / sqrt(statistics[channels + channel] + eps);
@@ -67,6 +68,7 @@ template <typename T>
 struct MomentsUnit {
   const math::acc_t<T>* y;  // [pixels, channels]
   double* moments;          // [tiles, channels, 2]: mean and squared distances from it
+  Selected selected;
 };
 
 constexpr int kMomentsUnits = 128;
@@ -86,6 +88,7 @@ struct TileMoments {
 
   PFN_DEVICE void run(const Block& block, Shared& shared) const {
     const MomentsUnit<T>& unit = at[block.y()];
+    if (unit.selected.is_off()) return;
     const int lane = block.thread() % kNormLanes, part = block.thread() / kNormLanes;
     const TilePixels pixels = tile_pixels(sizes, block.x());
     const Acc count = static_cast<Acc>(pixels.last - pixels.begin);
@@ -145,6 +148,7 @@ struct CloseMoments {
 
   PFN_DEVICE void run(const Block& block, Shared& shared) const {
     const NormUnit<T>& norm = at[block.y()];
+    if (norm.selected.is_off()) return clear(block, norm);
     const int lane = block.thread() % kNormLanes, part = block.thread() / kNormLanes;
     const int64_t tiles = norm_tiles(sizes);
     for (int first = 0; first < sizes.channels; first += kNormLanes) {
@@ -171,6 +175,10 @@ struct CloseMoments {
   }
 
  private:
+  PFN_DEVICE void clear(const Block& block, const NormUnit<T>& norm) const {
+    if (!norm.exists || norm.is_known) return;
+    for (int i = block.thread(); i < 2 * sizes.channels; i += kThreads) norm.statistics[i] = 0.0;
+  }
   PFN_DEVICE void fold(const NormUnit<T>& norm, int channel) const {
     Acc* table = norm.table + channel;
     if (!norm.exists) {
@@ -197,6 +205,7 @@ struct DotsUnit {
   Map<T> y;         // without either, only the gradient is added up
   const Acc* mean;  // [channels], or null for zero
   double* dots;     // [tiles, channels]
+  Selected selected;
 };
 
 constexpr int kDotsUnits = 32;
@@ -205,7 +214,7 @@ constexpr int kDotsUnits = 32;
 template <typename T>
 struct Dots {
   using Acc = math::acc_t<T>;
-  static constexpr int kThreads = kNormLanes * kNormParts;
+  static constexpr int kThreads = kNormLanes * kNormParts, kBlocks = 4;
   struct Shared {
     Acc parts[kNormParts][kNormLanes];
   };
@@ -215,6 +224,7 @@ struct Dots {
 
   PFN_DEVICE void run(const Block& block, Shared& shared) const {
     const DotsUnit<T>& unit = at[block.y()];
+    if (unit.selected.is_off()) return;
     const int lane = block.thread() % kNormLanes, part = block.thread() / kNormLanes;
     const bool has_y = unit.y.own != nullptr || unit.y.scratch != nullptr;
     const int64_t map = static_cast<int64_t>(sizes.height) * sizes.width;
@@ -257,7 +267,8 @@ struct ThroughUnit {
   T* grad_weight;      // null where it is not wanted
   T* grad_gamma;
   T* grad_beta;
-  Acc* through;  // [4, channels]: a, b, mean, c
+  Acc* through;       // [4, channels]: a, b, mean, c
+  Selected selected;  // without it gradients are zero
 };
 
 constexpr int kThroughUnits = 24;
@@ -279,6 +290,7 @@ struct CloseDots {
 
   PFN_DEVICE void run(const Block& block, Shared& shared) const {
     const ThroughUnit<T>& unit = at[block.y()];
+    if (unit.selected.is_off()) return clear(block, unit);
     const int lane = block.thread() % kNormLanes, part = block.thread() / kNormLanes;
     const int64_t tiles = norm_tiles(sizes);
     const double weight =
@@ -314,6 +326,15 @@ struct CloseDots {
   }
 
  private:
+  PFN_DEVICE void clear(const Block& block, const ThroughUnit<T>& unit) const {
+    if (block.thread() == 0 && unit.grad_weight != nullptr) {
+      math::narrow(Acc{0}, unit.grad_weight);
+    }
+    for (int i = block.thread(); i < sizes.channels; i += kThreads) {
+      if (unit.grad_gamma != nullptr) math::narrow(Acc{0}, unit.grad_gamma + i);
+      if (unit.grad_beta != nullptr) math::narrow(Acc{0}, unit.grad_beta + i);
+    }
+  }
   // Returns what the channel adds to the gradient of the weight.
   PFN_DEVICE double close(
       const ThroughUnit<T>& unit, int channel, double weight, double sum, double dot) const {

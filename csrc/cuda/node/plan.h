@@ -69,6 +69,7 @@ struct BranchPlan {
   bool is_pool() const {
     return branch->kind == node::Kind::max_pool || branch->kind == node::Kind::mean_pool;
   }
+  Selected selected() const { return Selected{branch->selected}; }
 };
 
 // The outputs of all branches, in forward and again in backward.
@@ -166,17 +167,18 @@ class NodePlan {
     plan.last = own(edge.x);
     if (plan.is_pool()) {
       plan.pooled = map(scratch);
-      plan.norms.push_back(norm(branch.norm, plan.pooled, scratch));
+      plan.norms.push_back(norm(branch.norm, plan.pooled, plan.selected(), scratch));
       plan.last = dense(plan.pooled);
     }
     for (const node::Stage<T>& stage : branch.stages) {
       StageUnit<T> unit = stage_unit(edge, stage, plan.stages.empty());
+      unit.selected = plan.selected();
       if (!plan.stages.empty()) {
         unit.input = plan.last;
         unit.norm = plan.norms.back().table;
       }
       unit.y = map(scratch);
-      plan.norms.push_back(norm(stage.norm, unit.y, scratch));
+      plan.norms.push_back(norm(stage.norm, unit.y, plan.selected(), scratch));
       plan.last = dense(unit.y);
       plan.stages.push_back(unit);
     }
@@ -201,8 +203,9 @@ class NodePlan {
     return unit;
   }
 
-  NormUnit<T> norm(const node::Norm<T>& norm, const Acc* y, Scratch& scratch) {
+  NormUnit<T> norm(const node::Norm<T>& norm, const Acc* y, Selected selected, Scratch& scratch) {
     NormUnit<T> unit{};
+    unit.selected = selected;
     unit.exists = norm.exists;
     unit.is_known = is_known_ || norm.is_given;
     unit.eps = norm.eps;
@@ -214,7 +217,7 @@ class NodePlan {
     if (unit.is_known) return unit;
     double* moments = scratch.take<double>(norm_tiles(sizes_) * sizes_.channels * 2);
     unit.moments = moments;
-    measured_.push_back({y, moments});
+    measured_.push_back({y, moments, selected});
     return unit;
   }
 
@@ -225,7 +228,7 @@ class NodePlan {
       const node::Edge<T>& edge = *plan.edge;
       pools.push_back({own(edge.x), static_cast<int>(edge.height), static_cast<int>(edge.width),
                        static_cast<int>(edge.stride), plan.branch->kind == node::Kind::max_pool,
-                       plan.pooled});
+                       plan.pooled, plan.selected()});
     }
     Queue::in_groups(pools.size(), kPoolUnits, [&](size_t first, size_t count) {
       PoolForward<T> kernel{};

@@ -26,6 +26,7 @@ struct StageBelow {
                                        : make_strips(sizes.samples, sizes.height, sizes.width);
     const int64_t first_strip = block.x() * Shape::kStrips;
     if (first_strip >= strips.count || first_place >= unit.z_channels()) return;
+    if (unit.selected.is_off()) return;
     const int thread = block.thread();
     Acc sum[kStrip][4] = {};
     const int taps = unit.is_full ? unit.taps_count() : 1;
@@ -103,6 +104,7 @@ struct StageMatrix {
     const int steps_each = (unit.in_channels + kDepth - 1) / kDepth;
     const int product = step / steps_each, first = step % steps_each * kDepth;
     if (unit.matrix_parts == nullptr || product >= unit.products()) return;
+    if (unit.selected.is_off()) return;
     const Strips strips = make_strips(sizes.samples, sizes.height, sizes.width);
     const int64_t end = split_begin(strips.count, block.x() + 1, block.blocks());
     const int thread = block.thread();
@@ -182,6 +184,7 @@ struct StageTaps {
     const int thread = block.thread();
     const int channel = static_cast<int>(block.y() % pieces) * kDepth + thread % kDepth;
     if (unit.taps_parts == nullptr || channel >= unit.in_channels) return;
+    if (unit.selected.is_off()) return;
     const Strips strips = make_strips(sizes.samples, sizes.height, sizes.width);
     const int64_t begin = split_begin(strips.count, block.x(), block.blocks());
     const int64_t end = split_begin(strips.count, block.x() + 1, block.blocks());
@@ -216,6 +219,7 @@ struct PartsUnit {
   int64_t grad_count;
   int64_t count;
   int64_t splits;
+  Selected selected;  // without it the gradient is zero
 };
 
 constexpr int kPartsUnits = 64;
@@ -230,10 +234,11 @@ struct SumParts {
 
   PFN_DEVICE void run(const Block& block, Shared&) const {
     const PartsUnit<T>& unit = at[block.y()];
+    const int64_t splits = unit.selected.is_off() ? 0 : unit.splits;
     for (int64_t i = block.x() * kThreads + block.thread(); i < unit.grad_count;
          i += block.blocks() * kThreads) {
       double sum = 0.0;
-      for (int64_t split = 0; split < unit.splits; ++split) {
+      for (int64_t split = 0; split < splits; ++split) {
         sum += static_cast<double>(unit.parts[split * unit.count + unit.first + i]);
       }
       math::narrow(static_cast<math::acc_t<T>>(sum), unit.grad + i);

@@ -35,6 +35,7 @@ struct StageForward {
 
   PFN_DEVICE void run(const Block& block, Shared& shared) const {
     const StageUnit<T>& unit = units.at[block.y() / pieces];
+    if (unit.selected.is_off()) return;
     const int first_channel = static_cast<int>(block.y() % pieces) * kC;
     const Strips strips = make_strips(sizes.samples, sizes.height, sizes.width);
     const int64_t first_strip = block.x() * Shape::kStrips;

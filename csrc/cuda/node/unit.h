@@ -13,6 +13,14 @@ namespace pfn::cuda {
 // Stages of one launch: with more the parameter block would pass its 4 KiB.
 constexpr int kUnits = 14;
 
+// Whether a candidate runs, as a flag on the device; without one it does. All threads of a block
+// get the same answer, before any barrier.
+struct Selected {
+  const bool* flag;
+
+  PFN_DEVICE bool is_off() const { return flag != nullptr && !*flag; }
+};
+
 // A channels-last map: an input of the node in its own type, or scratch in that of accumulators.
 template <typename T>
 struct Map {
@@ -54,6 +62,7 @@ struct StageUnit {
   Acc* below;         // gradient of z [pixels, z_channels]; of a full convolution that of its input
   Acc* matrix_parts;  // [splits, numbers of matrix and shifted]
   Acc* taps_parts;    // [splits, numbers of taps]
+  Selected selected;
 
   PFN_MEMBER int taps_count() const { return size * size; }
   // Steps of the product: pieces of so many channels for each window or tap.
