@@ -173,9 +173,13 @@ class _Made(NamedTuple):
         """Return the outcome, and move the running statistics."""
         weights = factors_of(gate.weights.flatten()[self.where], gate.straight_through)
         first = [self.one] * (len(self.calls) - len(self.counts))
-        y, statistics = self.cell(inputs, [*first, *weights.split(self.counts)])
-        for call, of_norms in zip(self.calls, statistics, strict=True):
-            call.track(of_norms)
+        selected: list[Tensor | None] = [None] * len(self.calls)
+        if gate.selected is not None:
+            flags = gate.selected.flatten()[self.where]
+            selected[len(first) :] = flags.split(self.counts)
+        y, statistics = self.cell(inputs, [*first, *weights.split(self.counts)], selected)
+        for call, of_norms, flags in zip(self.calls, statistics, selected, strict=True):
+            call.track(of_norms, flags)
         return y
 
 
@@ -198,5 +202,5 @@ def _key(inputs: Sequence[Tensor], gate: GateOutput) -> tuple:
     """Return what tells one kind of call from another."""
     return (
         tuple((x.shape, x.dtype, x.device) for x in inputs),
-        (gate.weights.shape, gate.active, gate.straight_through),
+        (gate.weights.shape, gate.active, gate.straight_through, gate.selected is None),
     )

@@ -127,8 +127,8 @@ class FusedCall:
     """
 
     __slots__ = (
-        *("places", "rest", "_candidates", "_inputs", "_norms", "_slots", "_strides", "recipes"),
-        "size",
+        *("places", "rest", "_candidates", "_inputs", "_norms", "_owners", "_slots", "_strides"),
+        *("recipes", "size"),
     )
 
     def __init__(self) -> None:
@@ -139,6 +139,7 @@ class FusedCall:
         self._strides: list[int] = []
         self._slots: dict[tuple[int, int], int] = {}  # (edge, stride) -> input of the node
         self._norms: list[NormLayer | None] = []  # by row of statistics: what they move
+        self._owners: list[int] = []  # by row of statistics: of which candidate
         self.recipes: dict[Recipe, None] = {}
         self.size: tuple[int, ...] | None = None
 
@@ -156,6 +157,7 @@ class FusedCall:
             self._inputs.append(x)
             self._strides.append(recipe.stride)
         self.recipes[recipe] = None
+        self._owners += [len(self._candidates)] * (len(self._norms) - len(self._owners))
         self._candidates.append(candidate)
         self.places.append(place)
         return True
@@ -179,10 +181,12 @@ class FusedCall:
         """Whether running statistics move."""
         return any(self._norms)
 
-    def run(self, weights: Tensor) -> Tensor:
+    def run(self, weights: Tensor, selected: Tensor | None = None) -> Tensor:
         """Return the weighted sum, and move the running statistics of what ran."""
-        y, statistics = ops.fused_node(self._inputs, weights, self._candidates, self._strides)
-        self.track(statistics)
+        y, statistics = ops.fused_node(
+            self._inputs, weights, self._candidates, self._strides, selected
+        )
+        self.track(statistics, selected)
         return y
 
     def as_node(self, weights: Tensor, again: bool) -> ops.Node:
@@ -195,11 +199,18 @@ class FusedCall:
         sources = tuple(edge for edge, _ in self._slots)
         return ops.Node(sources, tuple(self._strides), self._candidates, weights, again)
 
-    def track(self, statistics: Tensor) -> None:
+    def track(self, statistics: Tensor, selected: Tensor | None = None) -> None:
         """Move the running statistics of what ran with these batch statistics."""
-        if self.tracks:
-            samples, _, height, width = self.size
-            _track(statistics, self._norms, samples * height * width)
+        if not self.tracks:
+            return
+        samples, _, height, width = self.size
+        rows = [row for row, layer in enumerate(self._norms) if layer is not None]
+        if selected is not None:
+            selected = chosen(selected, [self._owners[row] for row in rows])
+        if len(rows) < len(self._norms):
+            statistics = torch.stack([statistics[row] for row in rows])
+        layers = [self._norms[row] for row in rows]
+        _track(statistics, layers, samples * height * width, selected)
 
 
 def is_served(x: Tensor, weights: Tensor) -> bool:
@@ -342,21 +353,24 @@ def _learns(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _track(statistics: Tensor, norms: Sequence[NormLayer | None], values: int) -> None:
+def _track(
+    statistics: Tensor, layers: Sequence[NormLayer], values: int, selected: Tensor | None
+) -> None:
     """Move running statistics as `torch.nn.BatchNorm2d` does: unbiased variance, one more batch.
 
     Args:
         statistics: Mean and biased variance of every norm, ``[norms, 2, C]``.
-        norms: For each of them the layer that it moves, or None.
+        layers: The layers that they move.
         values: Values per channel that they were taken over.
+        selected: Which of the layers ran, ``[norms]``; None for all.
     """
-    rows = [row for row, layer in enumerate(norms) if layer is not None]
-    layers = [norms[row] for row in rows]
     counters = [layer.buffers["num_batches_tracked"] for layer in layers]
     if counted := [counter for counter in counters if counter is not None]:
-        torch._foreach_add_(counted, 1)
-    if len(rows) < len(norms):
-        statistics = torch.stack([statistics[row] for row in rows])
+        batches: int | list[Tensor] = 1
+        if selected is not None:
+            ran = zip(counters, selected.to(torch.int64).unbind(), strict=True)
+            batches = [batch for counter, batch in ran if counter is not None]
+        torch._foreach_add_(counted, batches)
     momenta = [_momentum(*pair) for pair in zip(layers, counters, strict=True)]
     momentum: float | Tensor = momenta[0]
     if momenta.count(momentum) < len(momenta):
@@ -369,6 +383,8 @@ def _track(statistics: Tensor, norms: Sequence[NormLayer | None], values: int) -
     new = torch.stack([mean * momentum, var * (unbiased * momentum)], 1)
     old = 1 - momentum if isinstance(momentum, float) else (1 - momentum).unsqueeze(2)
     after = before * old + new
+    if selected is not None:
+        after = torch.where(selected.view(-1, 1, 1), after, before)
     torch._foreach_copy_(running, list(after.to(running[0].dtype).view(len(running), -1).unbind()))
 
 
@@ -377,4 +393,4 @@ def _momentum(layer: NormLayer, counter: Tensor | None) -> float:
     momentum = layer.own["momentum"]
     if momentum is not None:
         return momentum
-    return 0.0 if counter is None else 1.0 / float(counter)
+    return 0.0 if counter is None else 1.0 / max(float(counter), 1.0)

@@ -25,11 +25,15 @@ class GateOutput:
         weights: Mixing weights, one column per candidate that runs.
         active: Per row the candidate of each column, as Python integers on the host; ``None``
             means that all candidates run, in their own order.
-        straight_through: With one column only: the candidate's output passes unchanged, and the
-            weight receives the gradient it would get as a factor of value one.
+        straight_through: With one active column, or with ``selected``: outputs pass unchanged,
+            and weights receive the gradient they would get as factors of value one.
+        selected: In place of ``active`` where the host shall not know: which candidates run, bool,
+            on the device of ``weights``. A kernel skips the others there; a candidate that runs
+            beside the kernel is computed and left out of the sum.
 
     Shape:
-        weights ``[rows, columns]``; ``active`` has ``rows`` entries of ``columns`` integers.
+        weights ``[rows, columns]``, ``selected`` alike; ``active`` has ``rows`` entries of
+        ``columns`` integers.
 
     Example:
         >>> gate = GateOutput(torch.tensor([[0.5, 0.2]]), active=((3, 1),))
@@ -40,6 +44,7 @@ class GateOutput:
     weights: Tensor
     active: tuple[tuple[int, ...], ...] | None = None
     straight_through: bool = False
+    selected: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.weights.dim() != 2:
@@ -54,7 +59,21 @@ class GateOutput:
             raise ValueError(
                 f"GateOutput: active must have {rows} rows of {columns} candidates like weights"
             )
-        if self.straight_through and (columns != 1 or self.active is None):
+        if self.selected is not None and (
+            self.active is not None
+            or self.selected.shape != self.weights.shape
+            or self.selected.dtype is not torch.bool
+        ):
+            raise ValueError(
+                f"GateOutput: selected must be bool of shape {list(self.weights.shape)} like "
+                f"weights, and active None, got {self.selected.dtype} of shape "
+                f"{list(self.selected.shape)}"
+            )
+        if (
+            self.straight_through
+            and self.selected is None
+            and (columns != 1 or self.active is None)
+        ):
             raise ValueError(
                 f"GateOutput: straight_through must go with one active candidate a row, "
                 f"got {columns} columns"

@@ -149,18 +149,22 @@ def mix_edges(
         return edges[0].candidate(edges[0].is_zero.index(True))(inputs[0])
     again = gate.active is None  # other samples run other candidates
     weights = chosen(gate.weights.flatten(), positions, again=again)
+    flags = None if gate.selected is None else chosen(gate.selected.flatten(), positions)
     if is_served(inputs[0], weights):
         factors = factors_of(weights, gate.straight_through)
         call = gather(inputs, [edges[edge].term(edge, k) for edge, k in places], factors)
         if call is not None:
-            first = call.run(chosen(factors, call.places, len(places), again))
+            first = call.run(
+                chosen(factors, call.places, len(places), again),
+                None if flags is None else chosen(flags, call.places, len(places)),
+            )
             if not call.rest:
                 return first
-            outputs = _run(edges, inputs, places, call)
+            outputs = _run(edges, inputs, places, flags, call)
             return _sum(
                 outputs, chosen(weights, call.rest, again=again), gate.straight_through, first
             )
-    return _sum(_run(edges, inputs, places), weights, gate.straight_through)
+    return _sum(_run(edges, inputs, places, flags), weights, gate.straight_through)
 
 
 def places_of(
@@ -221,6 +225,7 @@ def _run(
     edges: Sequence[MixedOp],
     inputs: Sequence[Tensor],
     places: Sequence[tuple[int, int]],
+    flags: Tensor | None = None,
     call: FusedCall | None = None,
 ) -> Iterator[Tensor]:
     """Yield the outputs one by one, checked against the first one's shape.
@@ -229,13 +234,15 @@ def _run(
         edges: The edges.
         inputs: Their inputs.
         places: (edge, candidate) of everything that runs.
+        flags: Of these, whose outputs count; None for all. The others give zeros.
         call: What ran in a fused node and gave the first shape; the rest is left to run.
     """
     shape, like = (None, places[0]) if call is None else (call.size, places[call.places[0]])
-    for index, candidate in places if call is None else [places[k] for k in call.rest]:
-        x = inputs[index]
+    for place in range(len(places)) if call is None else call.rest:
+        index, candidate = places[place]
+        x, module = inputs[index], edges[index].candidate(candidate)
         version = _version(x)
-        y = edges[index].candidate(candidate)(x)
+        y = module(x) if flags is None else _run_if(flags[place], module, x)
         if _version(x) != version:
             raise SearchSpaceError(
                 f"MixedOp: candidate {edges[index].names[candidate]!r} must leave its input as it "
@@ -252,6 +259,16 @@ def _run(
             )
         yield y
         del y
+
+
+def _run_if(flag: Tensor, module: nn.Module, x: Tensor) -> Tensor:
+    """Run a module; where the flag is off it gives zeros and its buffers are as they were."""
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    y = module(x)
+    for buffer, before in buffers:
+        # A backward may have kept it: one that was only read is still what it was.
+        buffer.data.copy_(torch.where(flag, buffer, before))
+    return torch.where(flag, y, 0)
 
 
 def _stream(outputs: Iterator[Tensor], weights: Tensor, total: Tensor | None = None) -> Tensor:

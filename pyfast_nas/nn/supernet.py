@@ -1,6 +1,6 @@
 """Super-nets: a network whose edges mix candidates, with the architecture parameters inside."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from pyfast_nas.nn.cell import Cell
 from pyfast_nas.nn.fusion import is_served
 from pyfast_nas.nn.gates import GateOutput, Softmax
+from pyfast_nas.nn.mixed_op import MixedOp
 from pyfast_nas.nn.stem import Stem, reduction_cells
 
 __all__ = ["CellSupernet", "Supernet"]
@@ -62,6 +63,14 @@ class Supernet(nn.Module):
         """Return every parameter that is not an architecture parameter."""
         arch = set(self.alphas.values())
         return [parameter for parameter in self.parameters() if parameter not in arch]
+
+    def placed_edges(self) -> Iterator[tuple[str, int, MixedOp]]:
+        """Yield every mixed operation with the table and the row whose weights it takes.
+
+        A subclass that says so of all of them lets a search find the parameters of a candidate
+        that the host does not know to have run: see `algorithms.StepGraph`.
+        """
+        yield from ()
 
     def forward(self, x: Tensor, gates: Mapping[str, GateOutput] | None = None) -> Tensor:
         """Return the class logits of a batch.
@@ -156,6 +165,12 @@ class CellSupernet(Supernet):
             previous = (previous[1], cell.multiplier * channels)
             previous_reduction = reduction
         self.classifier = nn.Linear(previous[1], num_classes)
+
+    def placed_edges(self) -> Iterator[tuple[str, int, MixedOp]]:
+        """Yield every mixed operation with the table and the row whose weights it takes."""
+        for cell, table in zip(self.cells, self.tables, strict=True):
+            for row, edge in enumerate(cell.edges):
+                yield table, row, edge
 
     def mix(self, x: Tensor, gates: Mapping[str, GateOutput]) -> Tensor:
         """Return the class logits under the given gates."""

@@ -84,6 +84,10 @@ class ToySupernet(Supernet):
         )
         self.score = Score()
 
+    def placed_edges(self) -> Iterator[tuple[str, int, MixedOp]]:
+        """Yield every mixed operation with the table and the row whose weights it takes."""
+        return (("cell", row, edge) for row, edge in enumerate(self.edges))
+
     def mix(self, x: Tensor, gates: Mapping[str, GateOutput]) -> Tensor:
         """Return the class logits under the given gates."""
         return self.score(mix_edges(list(self.edges), [x] * ROWS, gates["cell"]))

@@ -11,9 +11,9 @@ def fused_nodes(monkeypatch) -> list[int]:
     """Candidates of every fused node; it serves the CPU with and without a kernel."""
     calls: list[int] = []
 
-    def counted(xs, weights, candidates, strides):
+    def counted(xs, weights, candidates, strides, selected=None):
         calls.append(len(candidates))
-        return fused_node(xs, weights, candidates, strides)
+        return fused_node(xs, weights, candidates, strides, selected)
 
     def counted_cell(inputs, nodes, parts):
         calls.extend(len(node.candidates) for node in nodes)
@@ -22,9 +22,9 @@ def fused_nodes(monkeypatch) -> list[int]:
     class CountedCell(ops.FusedCell):
         __slots__ = ()
 
-        def __call__(self, inputs, weights):
+        def __call__(self, inputs, weights, selected=None):
             calls.extend(len(node.candidates) for node in self._nodes)
-            return super().__call__(inputs, weights)
+            return super().__call__(inputs, weights, selected)
 
     fused_node, fused_cell = ops.fused_node, ops.fused_cell
 
