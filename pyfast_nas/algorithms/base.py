@@ -7,7 +7,7 @@ optimizer with the defaults of the DARTS code.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -89,9 +89,6 @@ class SharedWeightSearch:
     """
 
     name: ClassVar[str]
-    # Why the device's part of a step is not the same every time, or empty: see StepGraph.
-    why_not_recorded: ClassVar[str] = "the host chooses anew in every step what runs"
-
     weight_lr: Annotated[float, Range(above=0)] = 0.025
     """Learning rate of the weights in the first epoch."""
 
@@ -182,6 +179,23 @@ class SharedWeightSearch:
         """Epoch of the next step, counted from 0; steps past the end stay in the last one."""
         return min(self.steps // self.steps_per_epoch, max(self.epochs - 1, 0))
 
+    @property
+    def why_not_recorded(self) -> str:
+        """Why the device's part of a step is not the same every time, or empty: see StepGraph."""
+        return "the host chooses anew in every step what runs"
+
+    @property
+    def phase(self) -> tuple[bool, ...]:
+        """What of a step is done in this epoch: a step that does more has to be warmed up anew."""
+        return ()
+
+    def rehearse(self, batch: Batch) -> str:
+        """Return why a recorded step would do otherwise than a step, as far as a pass can show.
+
+        Nothing moves, neither weights nor statistics nor random streams.
+        """
+        return ""
+
     def start_step(self) -> None:
         """Set what depends on the epoch, explicitly rather than by the order of scheduler calls."""
         self._require_prepared("step")
@@ -223,16 +237,19 @@ class SharedWeightSearch:
         return loss, outputs, metrics
 
     @contextlib.contextmanager
-    def _weight_update(self) -> Iterator[None]:
+    def _weight_update(self, step: Callable[[], None] | None = None) -> Iterator[None]:
         """Clear weight gradients, let the body run backward, then clip and step.
 
         Cleared to ``None``: weights that get no gradient in the body, those of candidates that
         did not run, are moved by neither momentum nor decay. After an error nothing moves.
+
+        Args:
+            step: In place of the optimizer's own step.
         """
         self.weight_optimizer.zero_grad(set_to_none=True)
         yield
         torch.nn.utils.clip_grad_norm_(self.weights, self.gradient_clip, foreach=True)
-        self.weight_optimizer.step()
+        (step or self.weight_optimizer.step)()
 
     @property
     def alphas(self) -> Alphas:

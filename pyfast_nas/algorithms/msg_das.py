@@ -29,10 +29,14 @@ path is exactly GDAS (Dong & Yang, CVPR 2019, single-path form) and every piece 
 * Optimizers are those of the DARTS code, the temperature is GDAS's, the logits rest for the first
   epochs as in PC-DARTS, all in proportion to the epochs.
 * Statistics of a layer that all sub-graphs share are counted once a step, from the first of them.
+
+A step runs what the host was told was drawn. The same step as work that is the same every time, for
+a CUDA graph, leaves the choice on the device: :meth:`MSGDAS.run_step`.
 """
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
@@ -44,6 +48,7 @@ from pyfast_nas import ops
 from pyfast_nas.algorithms.base import average
 from pyfast_nas.algorithms.distillation import distillation_loss, teacher_outputs
 from pyfast_nas.algorithms.gradient_search import GradientSearch
+from pyfast_nas.algorithms.masked_step import MaskedStep
 from pyfast_nas.algorithms.options import Range
 from pyfast_nas.algorithms.sub_graphs import (
     Assignment,
@@ -157,12 +162,25 @@ class MSGDAS(GradientSearch):
         super().prepare(supernet, **run)
         self.drop_blocks = DropBlocks(supernet)
         self.shared_layers = _shared_statistics(supernet)
+        self.masked_step = MaskedStep(supernet, self.weight_optimizer)
+        # Drawn before each step, never inside of one.
+        self.seed = torch.zeros(2, dtype=torch.int64, device=self.device)
         # One group is one backward pass.
         ranks = range(self.paths)
         self.groups = [[k] for k in ranks] if self.mode == "accumulate" else [list(ranks)]
         self.next_call = torch.tensor([0, 1], device=self.device)  # seed stays, offset advances
-        self.baseline = torch.zeros((), device=self.device)
-        self.baseline_weight = torch.zeros((), device=self.device)
+        self.baseline = torch.zeros_like(self.alpha_parameters[0][0, 0].detach())
+        self.baseline_weight = torch.zeros_like(self.baseline)
+
+    @property
+    def why_not_recorded(self) -> str:
+        """Why no step can be recorded, or empty: see StepGraph."""
+        return self.masked_step.reason
+
+    @property
+    def phase(self) -> tuple[bool, ...]:
+        """Whether this epoch's steps move the architecture, and whether the guidance is on."""
+        return not self._is_early(self.alpha_warmup), bool(self.current_kd_weight)
 
     @property
     def tau(self) -> float:
@@ -196,27 +214,52 @@ class MSGDAS(GradientSearch):
         pass are absent.
         """
         self.start_step()
-        seed = ops.draw_seed(self.generator, self.device)
-        metrics: Metrics = {"tau": self.tau, "drop_rate": self.current_drop_rate}
-        if not self._is_early(self.alpha_warmup):
-            metrics |= self._architecture_step(valid, seed)
-            self.alpha_steps += 1
-        metrics |= self._weight_step(train, seed + self.next_call)
+        metrics = self._make_step(train, valid, on_device=False)
         self.finish_step()
         return metrics
 
-    def _architecture_step(self, valid: Batch, seed: Tensor) -> Metrics:
+    def run_step(self, train: Batch, valid: Batch) -> Metrics:
+        """Do the device's part of a step: the same work every time, and the same numbers.
+
+        Every candidate is launched, and those that were not drawn end at once.
+        """
+        return self._make_step(train, valid, on_device=True)
+
+    def rehearse(self, batch: Batch) -> str:
+        """Return why a recorded step would do otherwise than a step, as far as a pass can show."""
+        with self.watching_draws() as has_drawn, self._without_trace(), torch.no_grad():
+            drawn = self._draw(self._logits(), self.seed, on_device=True)
+            self.supernet(batch[0], drawn.gates(0))
+        return "the super-net draws random numbers in candidates" if has_drawn() else ""
+
+    def start_step(self) -> None:
+        """Set what depends on the epoch, and draw the seed of the step."""
+        super().start_step()
+        self.seed.copy_(ops.draw_seed(self.generator, self.device))
+
+    def finish_step(self) -> None:
+        """Count the step that was made."""
+        self.alpha_steps += not self._is_early(self.alpha_warmup)
+        super().finish_step()
+
+    def _make_step(self, train: Batch, valid: Batch, on_device: bool) -> Metrics:
+        metrics: Metrics = {"tau": self.tau, "drop_rate": self.current_drop_rate}
+        if not self._is_early(self.alpha_warmup):
+            metrics |= self._architecture_step(valid, on_device)
+        return metrics | self._weight_step(train, on_device)
+
+    def _architecture_step(self, valid: Batch, on_device: bool) -> Metrics:
         estimate = self._score_gradient if self.relaxation == "score" else self._path_gradient
         with self._without_trace():
-            metrics, gradients = estimate(valid, seed)
+            metrics, gradients = estimate(valid, on_device)
         return metrics | self._update_alphas(gradients)
 
-    def _path_gradient(self, valid: Batch, seed: Tensor) -> tuple[Metrics, tuple[Tensor, ...]]:
+    def _path_gradient(self, valid: Batch, on_device: bool) -> tuple[Metrics, tuple[Tensor, ...]]:
         """Gate gradients of all sub-graphs, then one backward pass of the sampler: (1) or (2)."""
-        drawn = self._draw(self.supernet.logits(), seed)
+        drawn = self._draw(self.supernet.logits(), self.seed, on_device)
         gates = [weights.detach().requires_grad_() for weights in drawn.weights.unbind(1)]
         teacher = self._teacher(valid) if self.kd_in_alpha_step else None
-        run = _Pass("valid", valid, drawn, seed, teacher)
+        run = _Pass("valid", valid, drawn, self.seed, teacher)
         gate_gradients: list[Tensor] = []
         for group in self.groups:
             # No name for the loss: layers before the first gate free nothing in this backward.
@@ -231,31 +274,34 @@ class MSGDAS(GradientSearch):
         )
         return average(run.metrics), gradients
 
-    def _score_gradient(self, valid: Batch, seed: Tensor) -> tuple[Metrics, tuple[Tensor, ...]]:
+    def _score_gradient(self, valid: Batch, on_device: bool) -> tuple[Metrics, tuple[Tensor, ...]]:
         """Loss above the baseline times the score of the draw: (3)."""
         logits = self.supernet.logits()
-        drawn = self._draw({table: rows.detach() for table, rows in logits.items()}, seed)
+        drawn = self._draw(self._logits(), self.seed, on_device)
         with torch.no_grad():
             teacher = self._teacher(valid) if self.kd_in_alpha_step else None
-            run = _Pass("valid", valid, drawn, seed, teacher)
+            run = _Pass("valid", valid, drawn, self.seed, teacher)
             loss = self._loss(run, range(self.paths))
         # The baseline is of earlier draws only, so that it is independent of this one.
         advantage = loss - self.baseline / self.baseline_weight.clamp(min=1e-12)
         log_prob = plackett_luce_log_prob(stack_tables(logits), drawn.indices).sum()
         gradients = torch.autograd.grad(log_prob, self.alpha_parameters, advantage)
         if decay := self.score_baseline:
-            self.baseline = decay * self.baseline + (1 - decay) * loss
-            self.baseline_weight = decay * self.baseline_weight + (1 - decay)
+            self.baseline.copy_(decay * self.baseline + (1 - decay) * loss)
+            self.baseline_weight.copy_(decay * self.baseline_weight + (1 - decay))
         return average(run.metrics), gradients
 
-    def _weight_step(self, train: Batch, seed: Tensor) -> Metrics:
-        run = _Pass("train", train, self._draw(self._logits(), seed), seed, self._teacher(train))
-        with self._weight_update():
+    def _weight_step(self, train: Batch, on_device: bool) -> Metrics:
+        seed = self.seed + self.next_call
+        drawn = self._draw(self._logits(), seed, on_device)
+        run = _Pass("train", train, drawn, seed, self._teacher(train))
+        masked = functools.partial(self.masked_step.step, drawn.ran()) if on_device else None
+        with self._weight_update(masked):
             for group in self.groups:
                 self._loss(run, group).backward()
         return average(run.metrics)
 
-    def _draw(self, logits: dict[str, Tensor], seed: Tensor) -> SubGraphs:
+    def _draw(self, logits: dict[str, Tensor], seed: Tensor, on_device: bool) -> SubGraphs:
         # With one path both softmaxes are the same; asking for one of them keeps the bits too.
         conditional = self.relaxation == "conditional" and self.paths > 1
         try:
@@ -266,6 +312,7 @@ class MSGDAS(GradientSearch):
                 seed=seed,
                 relaxation="conditional" if conditional else "shared",
                 assignment=self.assignment,
+                on_device=on_device,
             )
         except ValueError:
             # Where the sampler can look at values it refuses NaN: then the search has diverged.
@@ -316,8 +363,8 @@ class MSGDAS(GradientSearch):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state of :meth:`state_dict`, after :meth:`prepare`."""
         super().load_state_dict(state)
-        self.baseline = state["baseline"].to(self.device)
-        self.baseline_weight = state["baseline_weight"].to(self.device)
+        self.baseline.copy_(state["baseline"])
+        self.baseline_weight.copy_(state["baseline_weight"])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """The device's part of a search step, recorded once an epoch as a CUDA graph and replayed.
 
-Learning rates change between epochs only, and stand in a recording as numbers: so each epoch makes
-its own. A step can be recorded where its work is the same every time: nothing of it is chosen by
-numbers that the host would have to fetch. Searches that run only the candidates that they draw
-choose so, and run as they are.
+Learning rates and temperatures change between epochs only, and stand in a recording as numbers: so
+each epoch makes its own. A step can be recorded where its work is the same every time: nothing of
+it is chosen by numbers that the host would have to fetch. A search that runs only the candidates
+that it draws leaves the choice on the device: all are launched, those not drawn end at once.
 """
 
 import contextlib
@@ -92,7 +92,10 @@ class StepGraph:
         'the search runs on cpu'
     """
 
-    WARM_UP = 3  # steps that are made as they are before the first recording
+    # Steps that are made as they are before the first recording, and before the first that does
+    # more: what a step keeps for the next, such as moments of an optimizer, must not be made in a
+    # recording, which would make it anew at each replay.
+    WARM_UP = 3
 
     def __init__(self, algorithm: SearchAlgorithm, recorder: Recorder | None = None) -> None:
         self._algorithm = algorithm
@@ -102,14 +105,19 @@ class StepGraph:
             device = algorithm.device
             self._recorder = recorder or CUDAGraphs(device, _generators_on(algorithm, device))
         self._warm = 0
+        self._phase: tuple[bool, ...] | None = None
         self._epoch = -1
         self._batches: tuple[Batch, Batch] | None = None
         self._replay: Run | None = None
 
     def step(self, train: Batch, valid: Batch) -> Metrics:
         """Make one step; the same numbers as ``algorithm.step(train, valid)``."""
+        if not self.reason and self._phase is None:
+            self.reason = self._algorithm.rehearse(train)
         if self.reason:
             return self._algorithm.step(train, valid)
+        if self._phase != self._algorithm.phase:
+            self._phase, self._warm = self._algorithm.phase, 0
         if self._warm < self.WARM_UP:
             self._warm += 1
             return self._warm_up(train, valid)
@@ -126,21 +134,24 @@ class StepGraph:
             except RuntimeError as error:
                 self.failed, self._batches = True, None
                 self.reason = str(error).splitlines()[0][:200]
-                return self._algorithm.step(train, valid)
+                return self._finish(self._algorithm.run_step(train, valid))
             self._epoch = self._algorithm.epoch
         for static, batch in zip(self._batches, (train, valid), strict=True):
             for place, tensor in zip(static, batch, strict=True):
                 place.copy_(tensor)
-        metrics = self._replay()
-        self._algorithm.finish_step()
-        return metrics
+        return self._finish(self._replay())
 
     def _warm_up(self, train: Batch, valid: Batch) -> Metrics:
+        self._algorithm.start_step()
         with self._recorder.warming_up(), self._algorithm.watching_draws() as drawn:
-            metrics = self._algorithm.step(train, valid)
+            metrics = self._algorithm.run_step(train, valid)
         if drawn():
             # A replay could not take them back: an architecture step leaves random streams alone.
             self.reason = "the super-net draws random numbers in the architecture step"
+        return self._finish(metrics)
+
+    def _finish(self, metrics: Metrics) -> Metrics:
+        self._algorithm.finish_step()
         return metrics
 
 

@@ -5,6 +5,7 @@ padded with ``-inf``), so that one sampler call serves a whole step.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -37,15 +38,34 @@ class SubGraphs:
         logits: Stacked architecture parameters they were drawn from, ``[rows, num_ops]``.
         indices: Drawn candidates, best first, ``[rows, K]``.
         weights: Relaxed weights, ``[rows, K]``; column k belongs to sub-graph k.
-        picks: For each sub-graph the candidate of every row.
+        dealt: The candidate that each sub-graph runs at every row, ``[rows, K]``.
         rows: Rows of each table, in the order in which they are stacked.
+        on_device: Whether the host never learns which candidates they are.
     """
 
     logits: Tensor
     indices: Tensor
     weights: Tensor
-    picks: tuple[tuple[int, ...], ...]
+    dealt: Tensor
     rows: Mapping[str, int]
+    on_device: bool = False
+
+    @functools.cached_property
+    def picks(self) -> tuple[tuple[int, ...], ...]:
+        """For each sub-graph the candidate of every row: one wait for the device."""
+        return tuple(map(tuple, self.dealt.t().tolist()))
+
+    def selected(self, k: int) -> Tensor:
+        """Return which candidates sub-graph ``k`` runs, bool ``[rows, num_ops]``."""
+        return self.dealt[:, k : k + 1] == self._columns
+
+    def ran(self) -> Tensor:
+        """Return which candidates any sub-graph runs, bool ``[rows, num_ops]``."""
+        return (self.dealt.unsqueeze(2) == self._columns).any(1)
+
+    @functools.cached_property
+    def _columns(self) -> Tensor:
+        return torch.arange(self.logits.shape[1], device=self.logits.device)
 
     def gates(self, k: int, weights: Tensor | None = None) -> dict[str, GateOutput]:
         """Return the gates that run sub-graph ``k``; see :func:`single_path_gates`.
@@ -55,7 +75,8 @@ class SubGraphs:
             weights: In place of its relaxed weights, ``[rows]``.
         """
         weights = self.weights[:, k] if weights is None else weights
-        return single_path_gates(self.rows, self.picks[k], weights)
+        picks = self.selected(k) if self.on_device else self.picks[k]
+        return single_path_gates(self.rows, picks, weights)
 
 
 def stack_tables(alphas: Alphas) -> Tensor:
@@ -81,10 +102,12 @@ def draw_sub_graphs(
     seed: Tensor,
     relaxation: Literal["shared", "conditional"] = "shared",
     assignment: Assignment = "rank",
+    on_device: bool = False,
 ) -> SubGraphs:
     """Draw sub-graphs without replacement: rows are independent, no candidate serves two.
 
-    The picks come to the host, since they decide which modules run: one wait for the device.
+    The host asks once what was drawn, since that decides which modules run, unless the device is
+    to skip what was not drawn.
 
     Args:
         alphas: Architecture parameters, table name -> ``[rows, num_ops]``.
@@ -94,6 +117,7 @@ def draw_sub_graphs(
         relaxation: One softmax for all ranks, or one for each rank over what is left.
         assignment: ``"rank"``: sub-graph k takes the k-th candidate of every row. ``"shuffle"``:
             every row deals its candidates out by a uniform permutation of its own.
+        on_device: Whether the gates leave it to the device to skip what was not drawn.
 
     Example:
         >>> alphas = {"cell": torch.zeros(3, 4)}
@@ -103,22 +127,22 @@ def draw_sub_graphs(
     """
     stacked = stack_tables(alphas)
     weights, indices = ops.gumbel_topk(stacked, paths, tau=tau, seed=seed, relaxation=relaxation)
-    picks = indices
+    dealt = indices
     if assignment == "shuffle":
         deal = ops.philox_uniform(seed, *indices.shape, stream=1).argsort(dim=1, stable=True)
-        weights, picks = weights.gather(1, deal), indices.gather(1, deal)
+        weights, dealt = weights.gather(1, deal), indices.gather(1, deal)
     rows = {table: len(logits) for table, logits in alphas.items()}
-    return SubGraphs(stacked, indices, weights, tuple(map(tuple, picks.t().tolist())), rows)
+    return SubGraphs(stacked, indices, weights, dealt, rows, on_device)
 
 
 def single_path_gates(
-    rows: Mapping[str, int], picks: Sequence[int], weights: Tensor
+    rows: Mapping[str, int], picks: Sequence[int] | Tensor, weights: Tensor
 ) -> dict[str, GateOutput]:
     """Return the gates that run one candidate at every row, its output unscaled.
 
     Args:
         rows: Rows of each table, in the order of ``picks``.
-        picks: Candidate of every row.
+        picks: Candidate of every row; or flags on the device, bool ``[rows, num_ops]``.
         weights: One per row; its value changes nothing, its gradient is that of a factor of
             value one on the row's output.
 
@@ -129,15 +153,21 @@ def single_path_gates(
         >>> gates = single_path_gates({"cell": 2}, [3, 0], torch.ones(2))
         >>> gates["cell"].active
         ((3,), (0,))
+        >>> flags = torch.tensor([[False, True], [True, False]])
+        >>> single_path_gates({"cell": 2}, flags, torch.ones(2))["cell"].weights.shape
+        torch.Size([2, 2])
     """
     gates, start = {}, 0
     for table, count in rows.items():
         stop = start + count
-        gates[table] = GateOutput(
-            weights=weights[start:stop].unsqueeze(1),
-            active=tuple((pick,) for pick in picks[start:stop]),
-            straight_through=True,
-        )
+        own, of_table = picks[start:stop], weights[start:stop].unsqueeze(1)
+        if isinstance(own, Tensor):
+            gates[table] = GateOutput(
+                of_table.expand(own.shape), straight_through=True, selected=own
+            )
+        else:
+            active = tuple((pick,) for pick in own)
+            gates[table] = GateOutput(of_table, active, straight_through=True)
         start = stop
     return gates
 

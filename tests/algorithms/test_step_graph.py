@@ -1,10 +1,14 @@
 """Steps that are recorded and replayed: the same search, whatever records."""
 
 import contextlib
+import copy
 
+import pytest
 import torch
 
 from pyfast_nas.algorithms import DARTS, MSGDAS, StepGraph
+from pyfast_nas.algorithms.base import SharedWeightSearch
+from pyfast_nas.algorithms.sub_graphs import SubGraphs
 from pyfast_nas.spaces import DARTS as DARTSSpace
 
 
@@ -112,8 +116,157 @@ def test_a_supernet_that_draws_in_the_architecture_step_is_not_recorded():
 
 
 def test_searches_that_choose_on_the_host_say_so():
-    graph = StepGraph(prepared(MSGDAS(paths=1)), recorder := Again())
+    graph = StepGraph(prepared(HostSearch()), recorder := Again())
     for train, valid in batches(4):
         graph.step(train, valid)
     assert "host" in graph.reason and recorder.warm == 0
     assert StepGraph(prepared(DARTS())).reason == "the search runs on cpu"
+
+
+class HostSearch(DARTS):
+    """A search that says nothing of what its steps do."""
+
+    why_not_recorded = SharedWeightSearch.why_not_recorded
+
+
+# Both warm-ups end inside of the run, in different epochs.
+SAMPLED = {
+    "K = 1": {"paths": 1},
+    "K = 2": {"paths": 2},
+    "K = 3, joint": {"paths": 3, "mode": "joint", "assignment": "shuffle"},
+    "conditional": {"paths": 2, "relaxation": "conditional", "kd_in_alpha_step": True},
+    "score": {"paths": 2, "relaxation": "score", "score_baseline": 0.5},
+    "no guidance": {"paths": 2, "kd_weight": 0.0},
+    "no DropBlock": {"paths": 2, "drop_rate": 0.0},
+    "no momentum": {"paths": 1, "weight_momentum": 0.0},
+}
+
+
+def sampled(**options):
+    return prepared(MSGDAS(**{"alpha_warmup": 0.3, "kd_warmup": 0.6, **options}), 4, 5)
+
+
+@pytest.mark.parametrize("options", SAMPLED.values(), ids=SAMPLED)
+def test_a_step_that_samples_on_the_device(options):
+    plain, graphed = sampled(**options), sampled(**options)
+    graph = StepGraph(graphed, recorder := Again())
+    for step, (train, valid) in enumerate(batches(20)):
+        want, got = plain.step(train, valid), graph.step(train, valid)
+        assert want.keys() == got.keys(), step
+        for key, value in want.items():
+            torch.testing.assert_close(got[key], value, rtol=1e-10, atol=1e-12, msg=key)
+    assert not graph.reason and recorder.replays
+    assert (graphed.steps, graphed.alpha_steps) == (plain.steps, plain.alpha_steps) == (20, 15)
+    assert torch.equal(graphed.generator.get_state(), plain.generator.get_state())
+    named = dict(plain.supernet.named_parameters())
+    for name, got in graphed.supernet.named_parameters():
+        torch.testing.assert_close(got, named[name], rtol=1e-9, atol=1e-11)
+        momenta = [
+            search.weight_optimizer.state.get(parameter, {}).get("momentum_buffer")
+            for search, parameter in ((graphed, got), (plain, named[name]))
+        ]
+        if momenta[0] is not None:  # zero where no step has moved the weight
+            want = torch.zeros_like(got) if momenta[1] is None else momenta[1]
+            torch.testing.assert_close(momenta[0], want, rtol=1e-9, atol=1e-11)
+
+
+def test_a_step_that_does_more_is_warmed_up_again():
+    graph = StepGraph(sampled(), recorder := Again())
+    for train, valid in batches(20):
+        graph.step(train, valid)
+    # Five steps an epoch; the architecture moves from the second one on, guided from the third.
+    assert (recorder.warm, recorder.recordings, recorder.replays) == (9, 4, 11)
+
+
+def test_weights_of_what_was_not_drawn_stay_to_the_bit():
+    algorithm = sampled(paths=2)
+    for train, valid in batches(3):
+        algorithm.start_step()
+        algorithm.run_step(train, valid)
+        algorithm.finish_step()
+    steps, masked = [], algorithm.masked_step
+    real = masked.step
+    masked.step = lambda ran: (steps.append(ran.clone()), real(ran))
+    before = copy.deepcopy(algorithm.supernet)
+    momenta = {p: s["momentum_buffer"].clone() for p, s in momentum_states(algorithm)}
+    algorithm.start_step()
+    algorithm.run_step(*batches(1)[0])
+    (ran,) = steps
+    assert ran.sum() == 2 * len(ran)
+    moved = 0
+    for cell, old_cell in zip(algorithm.supernet.cells, before.cells, strict=True):
+        first = 0 if cell is algorithm.supernet.cells[0] else len(ran) // 2
+        for row, (edge, old_edge) in enumerate(zip(cell.edges, old_cell.edges, strict=True)):
+            for index in range(edge.num_ops):
+                for now, old in zip(
+                    edge.candidate(index).parameters(),
+                    old_edge.candidate(index).parameters(),
+                    strict=True,
+                ):
+                    has_run = bool(ran[first + row, index])
+                    buffer = algorithm.weight_optimizer.state[now]["momentum_buffer"]
+                    assert torch.equal(now, old) != has_run
+                    assert torch.equal(buffer, momenta[now]) != has_run
+                    moved += has_run
+    assert moved
+
+
+def momentum_states(algorithm):
+    return algorithm.weight_optimizer.state.items()
+
+
+def test_the_host_never_asks_what_was_drawn(monkeypatch):
+    algorithm = sampled(paths=2, alpha_warmup=0, kd_warmup=0)
+    (train, valid), *_ = batches(1)
+
+    def told(drawn):
+        raise LookupError("the host asks")
+
+    monkeypatch.setattr(SubGraphs, "picks", property(told))
+    with pytest.raises(LookupError):
+        algorithm.step(train, valid)
+    algorithm.run_step(train, valid)
+
+
+def test_a_supernet_that_says_not_where_its_candidates_stand():
+    algorithm = prepared(MSGDAS())
+    algorithm.supernet.placed_edges = lambda: iter(())
+    algorithm.prepare(algorithm.supernet, space=algorithm.space, epochs=1, steps_per_epoch=4)
+    assert "placed_edges" in StepGraph(algorithm, Again()).reason
+
+
+def test_candidates_that_share_a_parameter():
+    algorithm = prepared(MSGDAS())
+    cells = algorithm.supernet.cells
+    first, second = (cell.edges[0].candidate(4) for cell in (cells[0], cells[2]))
+    shared = next(iter(first.modules())), next(iter(second.modules()))
+    names = [name for name, _ in first.named_parameters()]
+    owner, _, leaf = names[0].rpartition(".")
+    setattr(shared[1].get_submodule(owner), leaf, shared[0].get_parameter(names[0]))
+    algorithm.prepare(algorithm.supernet, space=algorithm.space, epochs=1, steps_per_epoch=4)
+    assert "share a parameter" in StepGraph(algorithm, Again()).reason
+
+
+def test_candidates_that_draw_random_numbers():
+    algorithm = prepared(MSGDAS())
+    edge = algorithm.supernet.cells[0].edges[0]
+    edge.candidates["skip_connect"] = torch.nn.Dropout(0.5)
+    before = torch.get_rng_state()
+    graph = StepGraph(algorithm, recorder := Again())
+    plain = copy.deepcopy(algorithm)
+    (train, valid), *_ = batches(1)
+    want = plain.step(train, valid)
+    torch.set_rng_state(before)
+    got = graph.step(train, valid)
+    assert "random numbers" in graph.reason and not graph.failed and recorder.warm == 0
+    assert all(torch.equal(torch.as_tensor(want[k]), torch.as_tensor(got[k])) for k in want)
+
+
+def test_a_sampled_recording_that_fails_costs_no_draw():
+    plain, algorithm = sampled(), sampled()
+    graph = StepGraph(algorithm, Again("operation not permitted"))
+    for train, valid in batches(6):
+        want, got = plain.step(train, valid), graph.step(train, valid)
+    assert graph.failed
+    torch.testing.assert_close(got["train/loss"], want["train/loss"], rtol=1e-10, atol=1e-12)
+    assert torch.equal(algorithm.generator.get_state(), plain.generator.get_state())
