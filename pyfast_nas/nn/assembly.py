@@ -17,6 +17,7 @@ from pyfast_nas.nn.fusion import (
     Recipes,
     Sum,
     Term,
+    index_of,
     is_served,
     plan_cell,
     zero_places,
@@ -148,7 +149,7 @@ class _Made(NamedTuple):
             tuple((recipe, recipe.state()) for recipe in recipes),
             cell,
             tuple(calls),
-            torch.tensor(where, device=gate.weights.device),
+            index_of(tuple(where), gate.weights.device),
             tuple(map(len, places)),
             one,
         )

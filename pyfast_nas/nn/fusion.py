@@ -24,6 +24,7 @@ __all__ = [
     "Term",
     "chosen",
     "gather",
+    "index_of",
     "is_served",
     "plan_cell",
     "run_alone",
@@ -339,11 +340,12 @@ def chosen(weights: Tensor, places: Sequence[int], out_of: int = -1, again: bool
         return weights[list(places)]
     if not again:
         return weights[torch.tensor(places).to(weights.device, non_blocking=True)]
-    return weights[_index(tuple(places), weights.device)]
+    return weights[index_of(tuple(places), weights.device)]
 
 
 @functools.lru_cache(maxsize=4096)
-def _index(places: tuple[int, ...], device: torch.device) -> Tensor:
+def index_of(places: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the places on a device: the same tensor each time, see `chosen`."""
     with torch.inference_mode(False):  # or nobody could differentiate through it later
         return torch.tensor(places, device=device)
 

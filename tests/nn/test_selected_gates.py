@@ -66,7 +66,9 @@ def results(cell, gate, picks):
         cell(*xs, gate(picks, weights))
     y = cell(*xs, gate(picks, weights))
     leaves = [*xs, weights, *cell.parameters()]
-    loss = (y * draw(*y.shape, seed=3)).sum() + 0 * weights.sum()  # where nothing else has a gradient
+    loss = (
+        y * draw(*y.shape, seed=3)
+    ).sum() + 0 * weights.sum()  # where nothing else has a gradient
     found = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
     return [y.detach(), *found, *(buffer.clone() for buffer in cell.buffers())]
 
