@@ -22,7 +22,7 @@ from pyfast_nas.bench.timing import copy_call, product_call, quantiles
 from pyfast_nas.bench.work import Work, nodes_of
 
 __all__ = ["CEILINGS", "NODES", "OUTSIDE", "REST", "WATCHED", "WHOLE", "Profile", "bench_profile",
-           "kernels", "launches", "outermost", "profile"]  # fmt: skip
+           "kernels", "launches", "outermost", "profile", "started_by_host"]  # fmt: skip
 
 # What the rows of a profile are about; those with "::" are operators of torch.
 NODES = {
@@ -135,20 +135,28 @@ def _watched(call: Callable[[], object], device: str) -> tuple[float, Counter[st
     return taken, outermost(profiler.events(), torch.device(device).type == "cuda")
 
 
-def launches(call: Callable[[], object], device: str) -> int | None:
-    """Count the kernels that ``call`` starts on a GPU; None on the CPU.
+def launches(call: Callable[[], object], device: str) -> dict[str, int]:
+    """Count the kernels that ``call`` runs on a GPU and what the host starts; nothing on the CPU.
 
     Example:
-        >>> launches(lambda: None, "cpu") is None
-        True
+        >>> launches(lambda: None, "cpu")
+        {}
     """
     if torch.device(device).type != "cuda":
-        return None
+        return {}
     call()
     with _profiler(device) as profiler:
         call()
         _finish(device)
-    return kernels(profiler.events())
+    events = profiler.events()
+    return {"launches": kernels(events), "host_launches": started_by_host(events)}
+
+
+def started_by_host(events: Iterable[Any]) -> int:
+    """Count what the host starts: kernels, copies, fills, and graphs of any number of them."""
+    on_host = (e for e in events if e.device_type == torch.autograd.DeviceType.CPU)
+    start = re.compile(r"cu(da)?(Launch|GraphLaunch|Memcpy|Memset)")
+    return sum(start.match(event.name) is not None for event in on_host)
 
 
 def kernels(events: Iterable[Any]) -> int:

@@ -19,7 +19,8 @@ __all__ = ["OURS", "Row", "commit", "device_name", "driver", "file_name", "key",
            "stamp", "write"]  # fmt: skip
 
 FORMAT = "pyfast_nas.benchmarks"
-OURS = ("fused", "accelerate", "fused-nchw")  # the providers that are ours; all others are rivals
+# The providers that are ours; all others are rivals.
+OURS = ("recorded", "fused", "accelerate", "fused-nchw")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,9 @@ class Row:
     gradient_error: float | None = None
     """The same of the gradient that is worst."""
     launches: int | None = None
-    """Kernels that one call starts on a GPU."""
+    """Kernels that one call runs on a GPU."""
+    host_launches: int | None = None
+    """What the host starts for them; a recording is started once for all that it holds."""
     setup_seconds: float = 0.0
     """Compilation before the first call."""
     note: str = ""

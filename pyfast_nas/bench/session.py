@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
+from pyfast_nas.algorithms import StepGraph
 from pyfast_nas.bench.child import (
     ChildError,
     allow_recompilation,
@@ -159,7 +160,7 @@ def bench_network(case: NetworkCase, settings: Settings, say: Say) -> list[Row]:
             timing=timing,
             error=errors[name].outcome,
             gradient_error=errors[name].gradients,
-            launches=started[mode, name],
+            **started[mode, name],
             setup_seconds=round(setup.get(name, 0.0), 1),
             **(weights[name] if mode == "both" else {}),
         )
@@ -211,6 +212,8 @@ def bench_steps(
 ) -> list[Row]:
     """Time whole search steps, all in turn: ours of each search, and the plain DARTS step.
 
+    On a GPU ours are timed made one by one and recorded.
+
     The plain step is the same measurement in the rows of every search.
 
     Args:
@@ -225,6 +228,7 @@ def bench_steps(
     first, *_ = SEARCHES
     device, narrow, wide_dtype = settings.device, torch.float32, torch.float64
     rivals = [name for name in ("eager", "channels-last") if name in settings.rivals]
+    native = ["fused", *(["recorded"] if torch.device(device).type == "cuda" else [])]
     errors: dict[tuple[str, str], Errors] = {}
     for search in searches:
         say(f"step, {case.name(search)}: checking against float64")
@@ -234,14 +238,18 @@ def bench_steps(
         wide = case.stepper("fused", search, wide_dtype, device).results()
         pair = {plain: truth, "fused": wide}
         check(pair, truth, plain, f"a step of {search} in float64", tolerance=FLOAT64)
-        names = [plain, *(n for n in rivals if n != plain and search == first), "fused"]
+        names = [plain, *(n for n in rivals if n != plain and search == first), *native]
         results = {n: case.stepper(n, search, narrow, device).results() for n in names}
         what = f"a step of {search}"
         found = check(results, truth, plain, what, tolerance=DEEP, kinks=KINKS)
         errors |= {(search, name): error for name, error in found.items()}
     calls = {(first, name): case.stepper(name, first, narrow, device) for name in rivals}
-    ours = ["fused", *(["reference"] if "reference" in settings.rivals else [])]
+    ours = [*native, *(["reference"] if "reference" in settings.rivals else [])]
     calls |= {(s, n): case.stepper(n, s, narrow, device) for n in ours for s in searches}
+    for _ in range(StepGraph.WARM_UP + 1):  # the last of them records
+        for (_, name), call in calls.items():
+            if name == "recorded":
+                call()
     say(f"step, {case.net.name}: timing {len(calls)} searches")
     timings = measure(calls, seconds=settings.seconds, rounds=settings.rounds, device=device)
     peaks = {at: peak_bytes(call, device) for at, call in calls.items()}
@@ -258,7 +266,8 @@ def bench_steps(
             timing=timings[at],
             images=case.net.batch,
             peak_bytes=peaks[at],
-            launches=started[at],
+            **started[at],
+            note=calls[at].why_not_recorded,
             error=errors[search, name].outcome if (search, name) in errors else None,
         )
         for search in searches

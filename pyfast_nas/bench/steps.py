@@ -99,7 +99,12 @@ class StepCase:
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
     ) -> "Stepper":
-        """Return a fresh search that makes steps of ``search`` as ``provider`` does."""
+        """Return a fresh search that makes steps of ``search`` as ``provider`` does.
+
+        ``"recorded"`` is ``"fused"`` whose steps are replayed where they can be.
+        """
+        is_recorded = provider == "recorded"
+        provider = "fused" if is_recorded else provider
         how = PROVIDERS[provider]
         model = self.net.module(provider).to(device, dtype)
         generator = torch.Generator().manual_seed(2)
@@ -126,7 +131,9 @@ class StepCase:
         else:
             algorithm = PlainSearch(model)
             weights = algorithm.weights
-        return Stepper(algorithm.step, weights, *batches, provider=provider)
+        graph = algorithms.StepGraph(algorithm) if is_recorded else None
+        step = algorithm.step if graph is None else graph.step
+        return Stepper(step, weights, *batches, provider=provider, graph=graph)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +145,12 @@ class Stepper:
     train: Batch
     valid: Batch
     provider: str = "eager"
+    graph: algorithms.StepGraph | None = None
+
+    @property
+    def why_not_recorded(self) -> str:
+        """Why a step that was to be recorded is not, or empty."""
+        return self.graph.reason if self.graph else ""
 
     def __call__(self) -> Mapping[str, Tensor]:
         """Make one step."""

@@ -165,6 +165,7 @@ def _error(value: float | None) -> str:
 
 _EXTRAS = {
     "launches": lambda row: str(row["launches"]) if row.get("launches") else "",
+    "by the host": lambda row: str(row["host_launches"]) if row.get("host_launches") else "",
     "saved": lambda row: _per_image("kept_bytes", row),
     "held": lambda row: _per_image("held_bytes", row),
     "peak": lambda row: mebibytes(row.get("peak_bytes")),

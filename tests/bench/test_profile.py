@@ -155,9 +155,12 @@ def test_kernels_are_counted_without_copies_and_marks():
     names = [ours, "void at::native::vectorized_elementwise_kernel<4>", "ampere_sgemm_32x128_nn"]
     marks = ["Memcpy HtoD (Pageable -> Device)", "Memset (Device)", "Optimizer.step#Adam.step"]
     events = [event(name) for name in names + marks]
-    events += [event(name, "CPU") for name in ("aten::add", "cudaLaunchKernel")]
+    starts = ["cudaLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch", "cudaMemcpyAsync"]
+    others = ["aten::add", "cudaStreamSynchronize", "cudaStreamIsCapturing"]
+    events += [event(name, "CPU") for name in starts + others]
     assert profiles.kernels(events) == 3
-    assert profiles.launches(lambda: None, "cpu") is None
+    assert profiles.started_by_host(events) == 4
+    assert profiles.launches(lambda: None, "cpu") == {}
 
 
 def test_operands_of_a_rotation_take_turns():

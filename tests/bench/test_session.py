@@ -94,6 +94,15 @@ def test_search_steps(quick):
     assert all(row.peak_bytes > 0 and row.mode == "step" for row in rows)
 
 
+def test_recorded_steps_are_ours_and_say_why_they_are_not():
+    case = StepCase(net=DARTSCase(batch=2, channels=2, cells=1))
+    steppers = [case.stepper(name, "MSG-DAS, K = 2") for name in ("fused", "recorded")]
+    want, got = (stepper.results() for stepper in steppers)
+    assert all(map(torch.equal, want, got))
+    reasons = [stepper.why_not_recorded for stepper in steppers]
+    assert reasons == ["", "the search runs on cpu"]
+
+
 def test_a_step_that_moves_the_weights_elsewhere_is_refused(quick, monkeypatch):
     from pyfast_nas import algorithms
 
