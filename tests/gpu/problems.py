@@ -85,7 +85,8 @@ def _norm_sum(name: str, shape: tuple[int, ...]) -> Problem:
     return Problem(name, make, call, len(case().leaves()))
 
 
-def _node(name: str, case: NodeCase) -> Problem:
+def _node(name: str, case: NodeCase, selects: bool = False) -> Problem:
+    """With ``selects``, flags say which candidates run: others with another seed."""
     xs, _, pattern, _ = case.make(torch.float64)
     edges, params = len(xs), list(params_of(pattern))
 
@@ -93,9 +94,12 @@ def _node(name: str, case: NodeCase) -> Problem:
         generator = torch.Generator().manual_seed(seed)
         xs, weights, _, _ = case.make(torch.float64)
         shift = [0.1 * torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in xs]
-        return [weights, *(x + s for x, s in zip(xs, shift, strict=True)), *params]
+        tensors = [weights, *(x + s for x, s in zip(xs, shift, strict=True)), *params]
+        flags = (torch.arange(len(weights)) + seed) % 2 == 0
+        return [*tensors, flags] if selects else tensors
 
     def call(weights: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        *tensors, flags = tensors if selects else (*tensors, None)
         candidates = pattern
         if weights.dtype != torch.float64 or weights.device.type != "cpu":
             key = weights.dtype, weights.device
@@ -103,7 +107,7 @@ def _node(name: str, case: NodeCase) -> Problem:
                 there[key] = cast(cast(pattern, weights.dtype), weights.device)
             candidates = there[key]
         candidates = with_params(candidates, tensors[edges:])
-        return ops.fused_node(tensors[:edges], weights, candidates, case.strides)
+        return ops.fused_node(tensors[:edges], weights, candidates, case.strides, flags)
 
     there: dict = {}  # given statistics: they move once, not in every call
     return Problem(name, make, call, 1 + edges + len(params))
@@ -129,6 +133,7 @@ SMALL = (
     _node("fused_node_strided", NodeCase((2, 2, 4, 4), (2,), "", (DIL3, REDUCE))),
     _node("fused_node_given", NodeCase((2, 2, 4, 4), (1,), "ag", (SEP3,))),
     _node("fused_node_full", NodeCase((2, 2, 4, 4), (1,), "a", (FULL[0],))),
+    _node("fused_node_selected", NodeCase((2, 2, 4, 4), (1,), "a", (SEP3, DIL3)), selects=True),
     _sample("gumbel_topk", 3, 5, 2, "shared"),
     _sample("gumbel_topk_conditional", 3, 5, 2, "conditional"),
 )
@@ -138,6 +143,7 @@ LARGE = (
     _norm_sum("norm_mixed_sum", (6, 16, 9, 8)),
     _node("fused_node", NodeCase((4, 16, 9, 8), (1, 1))),
     _node("fused_node_strided", NodeCase((4, 16, 8, 8), (2,), "a", (SEP3, REDUCE))),
+    _node("fused_node_selected", NodeCase((4, 16, 9, 8), (1, 1), "a"), selects=True),
     _sample("gumbel_topk", 300, 33, 3, "shared"),
     _sample("gumbel_topk_conditional", 40, 300, 5, "conditional"),
 )

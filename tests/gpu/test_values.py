@@ -84,6 +84,16 @@ def test_fused_node(device, case):
     node_cases.check_float32(case, device)
 
 
+@pytest.mark.promise("K1")
+@over_grid("case", node_cases.SELECTED, 4)
+def test_candidates_that_flags_select(device, case):
+    """In a node of all candidates: what a node of these alone computes, and zeros."""
+    for which in ("some", "last"):
+        flags = node_cases.flags_of(case, which)
+        found = node_cases.selecting(case, flags, spoil=True, device=device)
+        node_cases.check_close(found, node_cases.without_the_others(case, flags))
+
+
 @pytest.mark.promise("G5")
 @over_grid("shape", gumbel_cases.SHAPES, 5)
 def test_samples_are_those_of_the_cpu(device, shape):

@@ -168,10 +168,7 @@ def run(case, dtype=torch.float32, function=ops.fused_node, device="cpu") -> lis
 
 def check_float64(case, device="cpu") -> None:
     """Hold results in float64 to those of plain PyTorch on the CPU."""
-    for got, want in zip(run(case, torch.float64, device=device), truth_of(case), strict=True):
-        # Gradients through a batch norm of two values vanish but for rounding.
-        scale = want.abs().max().clamp_min(1e-3)
-        assert (got - want).abs().max() <= 1e-11 * scale
+    check_close(run(case, torch.float64, device=device), truth_of(case))
 
 
 def check_float32(case, device="cpu") -> None:
@@ -193,3 +190,76 @@ def check_float32(case, device="cpu") -> None:
         window = max([1, *(size**2 for stages in case.windows for size, _ in stages if size < -1)])
         unit = 2.0**-24 * (1 + 25 + case.shape[1] * window)
         assert error <= 2 * (eager.double() - want).abs().max() + unit * scale
+
+
+# Nodes of which only a part runs.
+SELECTED = [
+    *(NodeCase((2, 16, 8, 8), (1,), norm) for norm in ("", "a", "g", "ag")),
+    *(NodeCase((3, 5, 7, 6), (stride, stride), "a") for stride in (1, 2)),
+    NodeCase((2, 8, 6, 6), (1, 1, 1)),
+    NodeCase((2, 5, 6, 7), (1,), "a", ODD),
+    NodeCase((2, 6, 8, 4), (2,), "ag", (REDUCE, SEP3)),
+    NodeCase((2, 20, 9, 10), (1,), "a", FULL),
+    NodeCase((2, 40, 5, 5), (1,), "", (((0, 1),), DIL3), False, 19),
+]
+
+
+def flags_of(case, which):
+    """Return flags of all candidates: every third, the first edge's, the last, all, or none."""
+    candidates = case.make()[2]
+    chosen = {
+        "some": [place % 3 == 1 for place in range(len(candidates))],
+        "first edge": [c.edge == 0 for c in candidates],
+        "last": [place == len(candidates) - 1 for place in range(len(candidates))],
+        "all": [True] * len(candidates),
+        "none": [False] * len(candidates),
+    }
+    return torch.tensor(chosen[which])
+
+
+def selecting(case, flags, spoil=False, device="cpu"):
+    """Return what `with_gradients` does, with parameters that do not run as NaN if asked for."""
+    xs, weights, candidates, gradient = case.make(torch.float64)
+    if spoil:
+        weights = weights.where(flags, torch.nan)
+        for candidate, flag in zip(candidates, flags.tolist(), strict=True):
+            for param in () if flag else params_of([candidate]):
+                param.fill_(torch.nan)
+
+    def function(*arguments):
+        return ops.fused_node(*arguments, flags.to(device))
+
+    here = [x.to(device) for x in xs], weights.to(device), cast(candidates, device)
+    found = with_gradients(function, *here, gradient.to(device), case.strides)
+    return [t.cpu() for t in found]
+
+
+def without_the_others(case, flags):
+    """Return the same of a node that has only the candidates that run."""
+    xs, weights, candidates, gradient = case.make(torch.float64)
+    running = [c for c, flag in zip(candidates, flags.tolist(), strict=True) if flag]
+    strides = case.strides
+    y, statistics, of_weights, *found = with_gradients(
+        reference_edges.fused_node, xs, weights[flags], running, gradient, strides
+    )
+    of_xs, left = found[: len(xs)], iter(found[len(xs) :])
+    statistics = iter(statistics)
+    rows, of_params = [], []
+    for candidate, flag in zip(candidates, flags.tolist(), strict=True):
+        for norm in candidate.norms():
+            given = None if norm.mean is None else torch.stack([norm.mean, norm.var])
+            rows.append(next(statistics) if flag else y.new_zeros(2, y.shape[1]))
+            if given is not None:
+                rows[-1] = given
+        of_params += [next(left) if flag else torch.zeros_like(p) for p in params_of([candidate])]
+    stacked = torch.stack(rows) if rows else y.new_zeros(0, 2, y.shape[1])
+    spread = torch.zeros_like(weights).masked_scatter(flags, of_weights)
+    return [y, stacked, spread, *of_xs, *of_params]
+
+
+def check_close(found, truth) -> None:
+    """Hold results in float64 to others."""
+    for got, want in zip(found, truth, strict=True):
+        # Gradients through a batch norm of two values vanish but for rounding.
+        scale = want.abs().max().clamp_min(1e-3)
+        assert (got - want).abs().max() <= 1e-11 * scale

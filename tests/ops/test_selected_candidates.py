@@ -12,119 +12,59 @@ from pyfast_nas.ops.node_plan import Plan, params_of
 from pyfast_nas.testing import nan_poison
 from tests.ops.node_cases import (
     DIL3,
-    FULL,
-    ODD,
-    REDUCE,
+    SELECTED,
     SEP3,
     NodeCase,
+    check_close,
+    flags_of,
+    selecting,
     with_gradients,
     with_params,
+    without_the_others,
 )
 
 # torch's own forward-mode tables are still compiled by torch.jit.script on first use.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 
-CASES = [
-    *(NodeCase((2, 16, 8, 8), (1,), norm) for norm in ("", "a", "g", "ag")),
-    *(NodeCase((3, 5, 7, 6), (stride, stride), "a") for stride in (1, 2)),
-    NodeCase((2, 8, 6, 6), (1, 1, 1)),
-    NodeCase((2, 5, 6, 7), (1,), "a", ODD),
-    NodeCase((2, 6, 8, 4), (2,), "ag", (REDUCE, SEP3)),
-    NodeCase((2, 20, 9, 10), (1,), "a", FULL),
-    NodeCase((2, 40, 5, 5), (1,), "", (((0, 1),), DIL3), False, 19),
-]
 SMALL = NodeCase((2, 2, 4, 4), (1,), "a", (SEP3, DIL3))
 
 
-def flags_of(case, which):
-    """Return flags of all candidates: every third, the first edge's, the last, all, or none."""
-    candidates = case.make()[2]
-    chosen = {
-        "some": [place % 3 == 1 for place in range(len(candidates))],
-        "first edge": [c.edge == 0 for c in candidates],
-        "last": [place == len(candidates) - 1 for place in range(len(candidates))],
-        "all": [True] * len(candidates),
-        "none": [False] * len(candidates),
-    }
-    return torch.tensor(chosen[which])
-
-
-def results(case, flags, function=ops.fused_node, spoil=False):
-    """Return what `with_gradients` does, with parameters that do not run as NaN if asked for."""
-    xs, weights, candidates, gradient = case.make(torch.float64)
-    if spoil:
-        weights = weights.where(flags, torch.nan)
-        for candidate, flag in zip(candidates, flags.tolist(), strict=True):
-            for param in () if flag else params_of([candidate]):
-                param.fill_(torch.nan)
-
-    def selecting(*arguments):
-        return function(*arguments, flags)
-
-    return with_gradients(selecting, xs, weights, candidates, gradient, case.strides)
-
-
-def without_the_others(case, flags):
-    """Return the same of a node that has only the candidates that run."""
-    xs, weights, candidates, gradient = case.make(torch.float64)
-    running = [c for c, flag in zip(candidates, flags.tolist(), strict=True) if flag]
-    strides = case.strides
-    y, statistics, of_weights, *found = with_gradients(
-        reference_edges.fused_node, xs, weights[flags], running, gradient, strides
-    )
-    of_xs, left = found[: len(xs)], iter(found[len(xs) :])
-    statistics = iter(statistics)
-    rows, of_params = [], []
-    for candidate, flag in zip(candidates, flags.tolist(), strict=True):
-        for norm in candidate.norms():
-            given = None if norm.mean is None else torch.stack([norm.mean, norm.var])
-            rows.append(next(statistics) if flag else y.new_zeros(2, y.shape[1]))
-            if given is not None:
-                rows[-1] = given
-        of_params += [next(left) if flag else torch.zeros_like(p) for p in params_of([candidate])]
-    stacked = torch.stack(rows) if rows else y.new_zeros(0, 2, y.shape[1])
-    spread = torch.zeros_like(weights).masked_scatter(flags, of_weights)
-    return [y, stacked, spread, *of_xs, *of_params]
-
-
 @pytest.mark.parametrize("which", ["some", "first edge", "last", "all"])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", SELECTED, ids=str)
 def test_the_others_might_as_well_not_be_there(case, which, backend):
     flags = flags_of(case, which)
     want = without_the_others(case, flags)
     for spoil in (False, True):
-        for got, other in zip(results(case, flags, spoil=spoil), want, strict=True):
-            scale = other.abs().max().clamp_min(1e-3)
-            assert (got - other).abs().max() <= 1e-11 * scale
+        check_close(selecting(case, flags, spoil=spoil), want)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", SELECTED, ids=str)
 def test_a_node_in_which_nothing_runs_is_zero(case, backend):
-    y, _, *found = results(case, flags_of(case, "none"), spoil=True)
+    y, _, *found = selecting(case, flags_of(case, "none"), spoil=True)
     assert not any(t.any() for t in (y, *found))
 
 
 @pytest.mark.promise("M4")
-@pytest.mark.parametrize("case", CASES[:6], ids=str)
+@pytest.mark.parametrize("case", SELECTED[:6], ids=str)
 def test_everything_is_written(case, kernels):
     flags = flags_of(case, "some")
-    want = results(case, flags)
+    want = selecting(case, flags)
     with nan_poison():
-        got = results(case, flags)
+        got = selecting(case, flags)
     assert all(map(torch.equal, got, want))
 
 
 def test_all_flags_are_no_flags(kernels):
-    xs, weights, candidates, gradient = CASES[4].make(torch.float64)
-    plain = with_gradients(ops.fused_node, xs, weights, candidates, gradient, CASES[4].strides)
-    assert all(map(torch.equal, results(CASES[4], flags_of(CASES[4], "all")), plain))
+    xs, weights, candidates, gradient = SELECTED[4].make(torch.float64)
+    plain = with_gradients(ops.fused_node, xs, weights, candidates, gradient, SELECTED[4].strides)
+    assert all(map(torch.equal, selecting(SELECTED[4], flags_of(SELECTED[4], "all")), plain))
 
 
 def test_flags_of_any_stride(kernels):
-    flags = flags_of(CASES[0], "some")
+    flags = flags_of(SELECTED[0], "some")
     spread = torch.stack([flags, ~flags], 1)[:, 0]
-    want = results(CASES[0], flags)
-    assert all(map(torch.equal, results(CASES[0], spread), want))
+    want = selecting(SELECTED[0], flags)
+    assert all(map(torch.equal, selecting(SELECTED[0], spread), want))
 
 
 def problem(function=ops.fused_node):
