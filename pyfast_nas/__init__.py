@@ -7,7 +7,7 @@ drop-in modules. Importing compiles nothing, prints nothing and starts no GPU co
 import importlib
 from typing import TYPE_CHECKING
 
-from pyfast_nas import algorithms, data, engine, errors, nn, ops, spaces
+from pyfast_nas import algorithms, data, engine, errors, hypergradients, nn, ops, spaces
 from pyfast_nas._version import __version__
 from pyfast_nas.engine import SearchConfig, SearchResult, TrainConfig, TrainResult, search, train
 from pyfast_nas.errors import Error
@@ -33,6 +33,7 @@ __all__ = [
     "data",
     "engine",
     "errors",
+    "hypergradients",
     "info",
     "nn",
     "ops",
