@@ -6,10 +6,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from pyfast_nas.errors import ConfigError
 from pyfast_nas.hypergradients import vectors
 from pyfast_nas.hypergradients.problem import BilevelProblem
 
-__all__ = ["Gradients", "Hypergradient", "Info"]
+__all__ = ["Gradients", "Hypergradient", "Info", "require_count"]
 
 
 class Hypergradient(Protocol):
@@ -72,3 +73,22 @@ class Gradients(tuple[Tensor, ...]):
         self.direct, self.implicit, self.info = tuple(direct), tuple(implicit), info
         info.direct_norm, info.implicit_norm = vectors.norm(direct), vectors.norm(implicit)
         return self
+
+
+def require_count(
+    function: str, option: str, value: object, least: int, at_most: int | None = None
+) -> None:
+    """Refuse what is no integer in the range.
+
+    Example:
+        >>> require_count("neumann", "order", -1, 0)
+        Traceback (most recent call last):
+        ...
+        pyfast_nas.errors.ConfigError: neumann: order must be an integer at least 0, got -1
+    """
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or value < least or (at_most is not None and value > at_most):
+        most = "" if at_most is None else f" and at most {at_most}"
+        raise ConfigError(
+            f"{function}: {option} must be an integer at least {least}{most}, got {value!r:.200}"
+        )

@@ -1,6 +1,6 @@
 """Algebra of vectors that are lists of tensors; scalars stay on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,15 +8,19 @@ from torch import Tensor
 __all__ = [
     "axpy_",
     "cg_step_",
+    "columns",
     "copy_",
     "difference",
     "dot",
+    "flatten",
     "neumann_step_",
     "norm",
     "perturb",
     "scaled",
+    "smallest",
     "step_size",
     "total",
+    "unflatten",
     "zeros_like",
 ]
 
@@ -111,8 +115,17 @@ def step_size(direction: Vector, radius: float) -> Tensor:
         (tensor(0.0200), tensor(1.))
     """
     length = norm(direction)
-    tiny = torch.finfo(length.dtype).tiny
-    return torch.where(length > tiny, radius / length, torch.ones_like(length))
+    return torch.where(length > smallest(length), radius / length, torch.ones_like(length))
+
+
+def smallest(x: Tensor) -> float:
+    """Return the smallest number that the dtype of ``x`` holds with all its digits.
+
+    Example:
+        >>> smallest(torch.ones(())) > 0
+        True
+    """
+    return torch.finfo(x.dtype).tiny
 
 
 def perturb(xs: Vector, step: Tensor, direction: Vector) -> list[Tensor]:
@@ -149,7 +162,12 @@ def neumann_step_(series: Vector, term: Vector, product: Vector, gamma: Scalar) 
 
 
 def cg_step_(
-    solution: Vector, residual: Vector, direction: list[Tensor], product: Vector, square: Tensor
+    solution: Vector,
+    residual: Vector,
+    direction: Vector,
+    product: Vector,
+    square: Tensor,
+    curvature: Tensor,
 ) -> Tensor:
     """Make one step of conjugate gradients along ``direction``.
 
@@ -157,23 +175,64 @@ def cg_step_(
     of the new residual.
 
     Args:
-        solution: Moved by ``a * direction`` with ``a = square / <direction, product>``.
+        solution: Moved by ``a * direction`` with ``a = square / curvature``.
         residual: Moved by ``-a * product``.
         direction: Becomes the next direction.
         product: The operator applied to ``direction``.
         square: Squared norm of the residual.
+        curvature: Inner product of ``direction`` and ``product``.
 
     Returns:
         The squared norm of the new residual.
 
     Example:
         >>> z, r, p = [torch.zeros(1)], [torch.ones(1)], [torch.ones(1)]
-        >>> cg_step_(z, r, p, [torch.full((1,), 4.0)], torch.tensor(1.0)), z
+        >>> image = [torch.full((1,), 4.0)]
+        >>> cg_step_(z, r, p, image, torch.tensor(1.0), torch.tensor(4.0)), z
         (tensor(0.), [tensor([0.2500])])
     """
-    length = square / dot(direction, product)
+    length = square / curvature
     axpy_(solution, length, direction)
     axpy_(residual, -length, product)
     new_square = dot(residual, residual)
     copy_(direction, total(residual, scaled(direction, new_square / square)))
     return new_square
+
+
+def flatten(xs: Vector) -> Tensor:
+    """Return all entries one after the other.
+
+    Example:
+        >>> flatten([torch.ones(2), torch.tensor(3.0)])
+        tensor([1., 1., 3.])
+    """
+    return torch.cat([x.reshape(-1) for x in xs])
+
+
+def unflatten(flat: Tensor, like: Vector) -> list[Tensor]:
+    """Return the vector of the shapes of ``like`` whose entries are those of ``flat``.
+
+    Example:
+        >>> unflatten(torch.arange(3.0), [torch.ones(2), torch.tensor(3.0)])
+        [tensor([0., 1.]), tensor(2.)]
+    """
+    parts = flat.split([x.numel() for x in like])
+    return [part.view(x.shape).to(x.dtype) for part, x in zip(parts, like, strict=True)]
+
+
+def columns(
+    product: Callable[[list[Tensor]], list[Tensor]], like: Vector, places: Iterable[int]
+) -> Tensor:
+    """Return columns of an operator that is known by its products, side by side.
+
+    Example:
+        >>> columns(lambda u: [2.0 * u[0]], [torch.ones(2)], [1])
+        tensor([[0.],
+                [2.]])
+    """
+    found = []
+    for place in places:
+        unit = flatten(zeros_like(like))
+        unit[place] = 1.0
+        found.append(flatten(product(unflatten(unit, like))))
+    return torch.stack(found, dim=1)
