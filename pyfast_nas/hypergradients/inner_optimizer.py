@@ -237,7 +237,8 @@ class InnerOptimizer:
             weight = weight * (1 - rate * decay)
         else:
             gradient = gradient + decay * weight
-        count = 1 + state.get("step", 0)
+        # The optimizer counts in float32, too few bits for powers of its decay rates.
+        count = 1 + torch.as_tensor(state.get("step", 0), dtype=torch.float64)
         first = (1 - beta1) * gradient
         second = (1 - beta2) * gradient.square()
         if "exp_avg" in state:

@@ -207,11 +207,13 @@ def moved(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         tensor([1., 1.])
     """
     start = [tensor.detach().clone() for tensor in tensors]
-    try:
-        yield start
-    finally:
-        # A copy, since adding what was subtracted leaves half of all weights a bit off.
-        vectors.copy_(tensors, start)
+    # Graphs made before stay good: they find their tensors with the values that they saw.
+    with torch.autograd._unsafe_preserve_version_counter(tuple(tensors)):
+        try:
+            yield start
+        finally:
+            # A copy, since adding what was subtracted leaves half of all weights a bit off.
+            vectors.copy_(tensors, start)
 
 
 @contextlib.contextmanager
@@ -249,8 +251,12 @@ def untouched(model: nn.Module) -> Iterator[None]:
         if buffer is not None
     ]
     device = next(iter(model.parameters()), torch.empty(0)).device
-    with replayed_streams(device), moved([buffer for *_, buffer in places]):
+    with replayed_streams(device):
         try:
+            # Layers work on copies, which graphs made inside may keep.
+            copies = {id(buffer): buffer.clone() for *_, buffer in places}
+            for buffers, name, buffer in places:
+                buffers[name] = copies[id(buffer)]
             yield
         finally:
             for buffers, name, buffer in places:

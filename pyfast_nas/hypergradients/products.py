@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from pyfast_nas.errors import ConfigError, DivergenceError
 from pyfast_nas.hypergradients import vectors
+from pyfast_nas.hypergradients.double_backward import require_twice_differentiable
 from pyfast_nas.hypergradients.problem import BilevelProblem, Split, moved
 from pyfast_nas.testing import full_float32
 
@@ -52,8 +53,8 @@ class HessianProducts:
             float32.
         DivergenceError: If the vector holds NaN or infinity (on a GPU the product holds NaN
             instead: nothing is read on the host).
-        NotImplementedError: If a layer of the model has no forward derivative and the mode needs
-            it.
+        NotImplementedError: If an operation of the model has no second derivative, or no forward
+            one, and the mode needs it.
 
     Example:
         >>> w = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
@@ -163,17 +164,19 @@ class HessianProducts:
         self, along: str, tensors: Sequence[Tensor], u: list[Tensor], wanted: Sequence[Tensor]
     ) -> list[Tensor]:
         if along not in self._graphs:
-            self._graphs[along] = self._gradients(tensors, create_graph=True)
+            gradients = self._gradients(tensors, create_graph=True)
+            require_twice_differentiable(gradients)
+            self._graphs[along] = gradients
         # A loss linear in a tensor has a gradient that depends on nothing.
         pairs = [(g, e) for g, e in zip(self._graphs[along], u, strict=True) if g.requires_grad]
         if not pairs:
             return vectors.zeros_like(wanted)
-        gradients, directions = zip(*pairs, strict=True)
+        sources, directions = zip(*pairs, strict=True)
         # Backward may run layers again.
         with self._precisely(), self.problem.passes():
             return list(
                 torch.autograd.grad(
-                    gradients,
+                    sources,
                     wanted,
                     directions,
                     retain_graph=True,
