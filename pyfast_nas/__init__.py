@@ -7,7 +7,7 @@ drop-in modules. Importing compiles nothing, prints nothing and starts no GPU co
 import importlib
 from typing import TYPE_CHECKING
 
-from pyfast_nas import algorithms, data, engine, errors, hypergradients, nn, ops, spaces
+from pyfast_nas import algorithms, data, engine, errors, nn, ops, spaces
 from pyfast_nas._version import __version__
 from pyfast_nas.engine import SearchConfig, SearchResult, TrainConfig, TrainResult, search, train
 from pyfast_nas.errors import Error
@@ -15,6 +15,7 @@ from pyfast_nas.info import Info, info
 from pyfast_nas.spaces import Genotype
 
 if TYPE_CHECKING:
+    from pyfast_nas import hypergradients
     from pyfast_nas.nn.accelerate import accelerate, restore
     from pyfast_nas.nn.acceleration_report import AccelerateReport
 
@@ -47,6 +48,7 @@ __all__ = [
 _LATER = {
     "AccelerateReport": "pyfast_nas.nn.acceleration_report",
     "accelerate": "pyfast_nas.nn.accelerate",
+    "hypergradients": "pyfast_nas.hypergradients",
     "restore": "pyfast_nas.nn.accelerate",
 }
 
@@ -54,7 +56,8 @@ _LATER = {
 def __getattr__(name: str) -> object:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    module = importlib.import_module(_LATER[name])
+    value = globals()[name] = getattr(module, name, module)
     return value
 
 

@@ -17,8 +17,8 @@ MODULES = sorted(
     for module in pkgutil.walk_packages(pyfast_nas.__path__, "pyfast_nas.")
     if not module.name.endswith(("__main__", "._C", "._version"))
 )
-PAGES = ("README.md", "docs/accelerate.md")
-PUBLIC = ("pyfast_nas", "pyfast_nas.ops")
+PAGES = ("README.md", "docs/accelerate.md", "docs/hypergradients.md")
+PUBLIC = ("pyfast_nas", "pyfast_nas.ops", "pyfast_nas.hypergradients")
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -111,14 +111,14 @@ def test_step_is_the_published_one(serving, distance):
 
 def test_exact_products_on_cells_obey_their_laws(like, dot, distance):
     _, problem = searching()
-    exact = hg.HessianProducts(problem, image_batch(10))
-    tangents = hg.HessianProducts(problem, image_batch(10), mode="forward_over_reverse")
+    exact = hg.HessianProducts(problem, image_batch(10, 4))
+    tangents = hg.HessianProducts(problem, image_batch(10, 4), mode="forward_over_reverse")
     u, v = like(problem.weights, 1), like(problem.weights, 2)
     assert dot(u, exact.ww(v)) == pytest.approx(dot(exact.ww(u), v), rel=1e-9)
     assert distance(tangents.aw(u), exact.aw(u)) <= 1e-10
     # Kinks are crossed by no step as small as this.
     tiny = {"mode": "finite_difference", "radius": 1e-6}
-    differences = hg.HessianProducts(problem, image_batch(10), **tiny)
+    differences = hg.HessianProducts(problem, image_batch(10, 4), **tiny)
     assert distance(differences.aw(u), exact.aw(u)) <= 1e-5
 
 
