@@ -135,8 +135,8 @@ class HessianProducts:
                 f"hvp_{kind}: u must have the shapes of the {along}, {wanted_shapes!s:.200}, "
                 f"got {shapes!s:.200}"
             )
-        if self.problem.device.type == "cpu" and not bool(vectors.norm(u).isfinite()):
-            raise DivergenceError(f"hvp_{kind}: u must be finite, got NaN or infinity")
+        if self.problem.device.type == "cpu":
+            _require_finite(kind, u)
         self.counts[kind] += 1
         if not wanted or not tensors:
             return vectors.zeros_like(wanted)
@@ -216,6 +216,11 @@ class HessianProducts:
             vectors.copy_(tensors, vectors.perturb(start, -step, u))
             minus = self._gradients(wanted)
         return vectors.difference(plus, minus, step)
+
+
+def _require_finite(kind: str, u: Sequence[Tensor]) -> None:
+    if not bool(vectors.norm(u).isfinite()):
+        raise DivergenceError(f"hvp_{kind}: u must be finite, got NaN or infinity")
 
 
 def hvp_ww(problem: BilevelProblem, batch: Any, u: Sequence[Tensor], **how: Any) -> list[Tensor]:
