@@ -3,6 +3,7 @@
 Written from the description in Dong & Yang, "NAS-Bench-201: Extending the Scope of Reproducible
 Neural Architecture Search", ICLR 2020, section 2.1: three stages of N cells with 16, 32 and 64
 channels, residual blocks of stride 2 between them, five candidates on each of a cell's six edges.
+As in the published code, a convolution has a bias where the batch norm behind it has no shift.
 """
 
 import torch
@@ -22,7 +23,7 @@ class _Nothing(nn.Module):
 def _conv(c_in: int, c_out: int, size: int, stride: int = 1, affine: bool = False) -> nn.Module:
     return nn.Sequential(
         nn.ReLU(),
-        nn.Conv2d(c_in, c_out, size, stride, size // 2, bias=False),
+        nn.Conv2d(c_in, c_out, size, stride, size // 2, bias=not affine),
         nn.BatchNorm2d(c_out, affine=affine),
     )
 

@@ -381,6 +381,11 @@ def _track(
     # torch moves them in double precision too, whatever their dtype.
     before = torch.stack(running).to(statistics.dtype).view(statistics.shape)
     mean, var = statistics.unbind(1)
+    if any(layer.bias is not None for layer in layers):
+        # The statistics are those without it.
+        nothing = mean.new_zeros(mean.shape[1])
+        biases = [nothing if b is None else b for b in (layer.bias for layer in layers)]
+        mean = mean + torch.stack(biases)
     unbiased = values / (values - 1)
     new = torch.stack([mean * momentum, var * (unbiased * momentum)], 1)
     old = 1 - momentum if isinstance(momentum, float) else (1 - momentum).unsqueeze(2)

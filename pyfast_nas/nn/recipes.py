@@ -23,11 +23,17 @@ _norm_buffers = operator.itemgetter("running_mean", "running_var")
 
 
 class NormLayer:
-    """A `BatchNorm2d` as a fused node sees it."""
+    """A `BatchNorm2d` as a fused node sees it.
 
-    __slots__ = ("buffers", "channels", "own", "parameters")
+    Args:
+        layer: The layer.
+        before: The convolution in front of it, or None.
+    """
 
-    def __init__(self, layer: nn.BatchNorm2d) -> None:
+    __slots__ = ("before", "buffers", "channels", "own", "parameters")
+
+    def __init__(self, layer: nn.BatchNorm2d, before: nn.Conv2d | None = None) -> None:
+        self.before = {} if before is None else before._parameters
         self.own = layer.__dict__
         self.parameters = layer._parameters
         self.buffers = layer._buffers
@@ -43,6 +49,11 @@ class NormLayer:
         """Say whether a pass as of now moves the running statistics."""
         training, tracks, _ = _norm_state(self.own)
         return training and tracks
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Bias of the convolution in front, which is a part of the running mean."""
+        return self.before.get("bias")
 
     def read(self, rows: "list[NormLayer | None]") -> Norm | None:
         """Return the norm as of now, or None where it is in a state that torch has no use for.
@@ -60,6 +71,8 @@ class NormLayer:
         if training or mean is None:
             rows.append(self if training and tracks else None)
             return Norm(gamma, beta, None, None, eps)
+        if self.bias is not None:
+            return None  # in front of given statistics it does not cancel out
         rows.append(None)
         return Norm(gamma, beta, mean, var, eps)
 
@@ -86,13 +99,13 @@ class StageLayers:
         taps = None
         if self.depthwise is not None and (taps := _only_weight(self.depthwise)) is None:
             return None
-        matrix, norm = _only_weight(self.pointwise), self.norm.read(rows)
+        matrix, norm = self.pointwise.get("weight"), self.norm.read(rows)
         if matrix is None or norm is None:
             return None
         shifted = None
         if self.shifted is not None and (shifted := _only_weight(self.shifted)) is None:
             return None
-        return Stage(taps, matrix, norm, self.dilation, shifted)
+        return Stage(taps, matrix, norm, self.dilation, shifted, self.norm.bias)
 
 
 @dataclasses.dataclass(slots=True, eq=False)

@@ -40,8 +40,9 @@ def recognise(module: nn.Module, *, wrappers: bool = False) -> Recipe | None:
 
     Known are the identity, 3x3 pooling with or without a batch norm, and one or two stages of
     ReLU, depthwise convolution, 1x1 convolution and batch norm, or of ReLU, one convolution of any
-    odd window and batch norm. They may lie in nested `nn.Sequential` modules. A factorised
-    reduction is known too: ReLU, two 1x1 convolutions of stride 2 side by side, batch norm.
+    odd window and batch norm; the convolution in front of the norm may have a bias. They may lie in
+    nested `nn.Sequential` modules. A factorised reduction is known too: ReLU, two 1x1 convolutions
+    of stride 2 side by side, batch norm, without a bias.
 
     Args:
         module: A candidate operation.
@@ -264,8 +265,7 @@ def _match_stage(layers: list[nn.Module]) -> tuple[StageLayers, int, list[int]] 
         return None
     convolutions = layers[1:-1]
     if len(convolutions) not in (1, 2) or not all(
-        isinstance(conv, nn.Conv2d) and conv.bias is None and conv.padding_mode == "zeros"
-        for conv in convolutions
+        isinstance(conv, nn.Conv2d) and conv.padding_mode == "zeros" for conv in convolutions
     ):
         return None
     first, last = convolutions[0], convolutions[-1]
@@ -282,14 +282,15 @@ def _match_stage(layers: list[nn.Module]) -> tuple[StageLayers, int, list[int]] 
     ):
         return None
     if last is not first and (
-        not first.in_channels == first.out_channels == first.groups == last.in_channels
+        first.bias is not None
+        or not first.in_channels == first.out_channels == first.groups == last.in_channels
         or last.kernel_size != (1, 1)
         or last.stride != (1, 1)
         or _padding(last) != (0, 0)
     ):
         return None
     depthwise = None if last is first else first._parameters
-    stage = StageLayers(depthwise, last._parameters, NormLayer(layers[-1]), dilation)
+    stage = StageLayers(depthwise, last._parameters, NormLayer(layers[-1], last), dilation)
     return stage, first.stride[0], [first.in_channels, last.out_channels]
 
 

@@ -124,6 +124,8 @@ def _check_candidate(
                     f"last, got {channels} and {candidate.stages[-1].out_channels}"
                 )
             _check_norm(where, stage.norm, channels, xs[0], out)
+            if stage.bias is not None:
+                _check_bias(where, stage, channels, xs[0])
     elif candidate.kind not in ("skip", "max_pool", "avg_pool"):
         raise ValueError(
             f"{_OP}: {where}.kind must be skip, max_pool, avg_pool or conv, "
@@ -152,6 +154,19 @@ def _check_shifted(where: str, stage: Stage, x: Tensor, stride: int) -> None:
             f"factorised reduction, got {x.shape[2]} x {x.shape[3]} at stride {stride}"
         )
     _like(x, f"{where} shifted", stage.shifted)
+
+
+def _check_bias(where: str, stage: Stage, channels: int, like: Tensor) -> None:
+    if stage.bias.shape != (channels,):
+        raise ValueError(
+            f"{_OP}: {where} must have a bias of shape [{channels}], got {list(stage.bias.shape)}"
+        )
+    if stage.norm.mean is not None:
+        raise ValueError(
+            f"{_OP}: {where} must have no bias where statistics are given, since only in those of "
+            f"the batch it cancels out, got one"
+        )
+    _like(like, f"{where} bias", stage.bias)
 
 
 def _check_norm(

@@ -41,6 +41,9 @@ class Stage(NamedTuple):
         dilation: Distance of the taps.
         shifted: Pointwise kernel of the remaining output channels, ``[C_rest, C_in, 1, 1]``; only
             in a first stage without taps, of stride 2 on an image with even sides.
+        bias: Added in front of a norm that uses the statistics of the batch, ``[C_out]``.
+            It cancels out: kernels do not read it, its gradient is zero, and the mean in the
+            statistics is that without it.
     """
 
     taps: Tensor | None
@@ -48,6 +51,7 @@ class Stage(NamedTuple):
     norm: Norm
     dilation: int = 1
     shifted: Tensor | None = None
+    bias: Tensor | None = None
 
     @property
     def out_channels(self) -> int:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from pyfast_nas.ops import _library, reference_edges
-from pyfast_nas.ops.fused_node import is_batched
+from pyfast_nas.ops.fused_node import is_batched, zeros_where
 from pyfast_nas.ops.node_plan import Plan
 
 __all__ = ["CellPlan", "record_cell", "run_cell"]
 
 
 class CellPlan(NamedTuple):
-    """A cell as numbers, for what lies flat: inputs, a weight vector per node, parameters."""
+    """A cell as numbers, for what lies flat: inputs, weights of each node, parameters, biases."""
 
     nodes: tuple[Plan, ...]
     sources: tuple[tuple[int, ...], ...]
@@ -23,12 +23,14 @@ class CellPlan(NamedTuple):
     inputs: int
     parts: int
 
-    def split(self, tensors: Sequence[Tensor]) -> tuple[list, list, list[list]]:
-        """Return inputs, weights and, for each node, parameters."""
+    def split(self, tensors: Sequence[Tensor]) -> tuple[list, list, list[list], list[list]]:
+        """Return inputs, weights and, for each node, parameters and biases."""
         left = iter(tensors)
         inputs = [next(left) for _ in range(self.inputs)]
         weights = [next(left) for _ in self.nodes]
-        return inputs, weights, [[next(left) for _ in range(count)] for count in self.counts]
+        params = [[next(left) for _ in range(count)] for count in self.counts]
+        biases = [[next(left) for _ in range(sum(node.biased))] for node in self.nodes]
+        return inputs, weights, params, biases
 
     def part(self, node: int) -> int:
         """Return which part of the outcome a node is; negative for none."""
@@ -101,7 +103,7 @@ def record_cell(
 
 
 class _CellFunction(_library.DirectFunction):
-    """(plan, given, selected, *inputs, *weights, *params) -> (outcome, *statistics)."""
+    """(plan, given, selected, *inputs, *weights, *params, *biases) -> (outcome, *statistics)."""
 
     @staticmethod
     def forward(
@@ -111,7 +113,7 @@ class _CellFunction(_library.DirectFunction):
         selected: Sequence[Tensor | None],
         *tensors: Tensor,
     ):
-        (*states, outcome), statistics = run_cell(plan, given, selected, *plan.split(tensors))
+        (*states, outcome), statistics = run_cell(plan, given, selected, *plan.split(tensors)[:3])
         ctx.plan, ctx.given = plan, tuple(t is not None for t in given)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*statistics)
@@ -152,8 +154,10 @@ class _Backward:
         kept: Sequence[Tensor],
     ) -> None:
         self.plan, self.statistics, self.selected = plan, statistics, selected
-        self.inputs, self.weights, self.params = plan.split(tensors)
-        self.needs_inputs, self.needs_weights, self.needs_params = plan.split(needs)
+        self.inputs, self.weights, self.params, self.biases = plan.split(tensors)
+        self.needs_inputs, self.needs_weights, self.needs_params, self.needs_biases = plan.split(
+            needs
+        )
         self.states = list(self.inputs)
         kept_states = iter(kept)
         for i in range(len(plan.nodes)):
@@ -176,7 +180,7 @@ class _Backward:
         )[0]
 
     def run(self, grad: Tensor) -> Iterator[Tensor | None]:
-        """Yield the gradients of inputs, weights and parameters, None where none is needed."""
+        """Yield the gradients in the order of the tensors, None where none is needed."""
         plan, first = self.plan, self.plan.inputs
         # A copy: gradients of the parts are added to it.
         whole = grad.clone(memory_format=torch.channels_last)
@@ -198,6 +202,9 @@ class _Backward:
         )
         yield from of_weights
         yield from (value for of_node in of_params for value in of_node)
+        for i, of_node in enumerate(self.biases):
+            reached = self.grads[first + i] is not None
+            yield from zeros_where([reached and n for n in self.needs_biases[i]], of_node)
 
     def _node(self, i: int) -> tuple[Tensor | None, list[Tensor | None]]:
         """Hand the gradient of a node on to what it reads; return those of weights, parameters."""
@@ -251,10 +258,10 @@ def _by_reference(
         # One input may be computed from another: derivatives are taken at aliases of both, which
         # are not.
         aliases = [t.view_as(t) if t.requires_grad else t for t in tensors]
-        states, weights, params = plan.split(aliases)
+        states, weights, params, biases = plan.split(aliases)
         for i, node in enumerate(plan.nodes):
             means = None if given[i] is None else given[i].to(grad.dtype)
-            candidates = node.rebuild(params[i], means)
+            candidates = node.rebuild(params[i], means, biases[i])
             xs = [states[source] for source in plan.sources[i]]
             y, _ = reference_edges.fused_node(xs, weights[i], candidates, node.strides, selected[i])
             states.append(y)

@@ -21,7 +21,7 @@ from pyfast_nas.ops.fused_node import (
     laid_out,
     serves_fused_node,
 )
-from pyfast_nas.ops.node_plan import Plan, params_of
+from pyfast_nas.ops.node_plan import Plan, biases_of, params_of
 
 __all__ = ["FusedCell", "Node", "fused_cell"]
 
@@ -105,13 +105,14 @@ class FusedCell:
         3.0
     """
 
-    __slots__ = ("_forms", "_nodes", "_params", "_plan")
+    __slots__ = ("_biases", "_forms", "_nodes", "_params", "_plan")
 
     def __init__(self, inputs: Sequence[Tensor], nodes: Sequence[Node], parts: int) -> None:
         _check_cell(inputs, nodes, parts)
         # Without what each call brings, which may belong to a graph.
         self._nodes = tuple(node._replace(weights=None, selected=None) for node in nodes)
         self._params = [list(params_of(node.candidates)) for node in nodes]
+        self._biases = [bias for node in nodes for bias in biases_of(node.candidates)]
         self._forms = self._forms_of_params()
         self._plan = CellPlan(
             tuple(Plan.of(node.candidates, node.strides) for node in nodes),
@@ -123,7 +124,8 @@ class FusedCell:
         )
 
     def _forms_of_params(self) -> list[tuple]:
-        return [(p.shape, p.dtype, p.device) for of_node in self._params for p in of_node]
+        params = (p for of_node in (*self._params, self._biases) for p in of_node)
+        return [(p.shape, p.dtype, p.device) for p in params]
 
     def holds(self) -> bool:
         """Say whether parameters have the shapes, dtypes and devices that were checked."""
@@ -138,7 +140,7 @@ class FusedCell:
         """Return what `fused_cell` returns."""
         plan, params = self._plan, self._params
         selected = [None] * len(self._nodes) if selected is None else list(selected)
-        tensors = [*inputs, *weights, *(p for of_node in params for p in of_node)]
+        tensors = [*inputs, *weights, *(p for of_node in params for p in of_node), *self._biases]
         if (
             not serves_fused_node(inputs[0])
             or torch.compiler.is_compiling()

@@ -5,6 +5,7 @@ needs besides is computed again, sample by sample, in the cache.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from pyfast_nas import _ext
 from pyfast_nas.ops import _library, reference_edges
 from pyfast_nas.ops._node_checks import check_fused_node
 from pyfast_nas.ops.candidates import Candidate
-from pyfast_nas.ops.node_plan import Plan, params_of
+from pyfast_nas.ops.node_plan import Plan, biases_of, params_of
 
 __all__ = [
     "asks_for_more",
@@ -23,6 +24,7 @@ __all__ = [
     "is_batched",
     "laid_out",
     "serves_fused_node",
+    "zeros_where",
 ]
 
 
@@ -95,17 +97,23 @@ def fused_node(
         Liu, Simonyan & Yang, "DARTS: Differentiable Architecture Search", ICLR 2019, eqs. 1-2.
     """
     check_fused_node(xs, weights, candidates, strides, selected)
-    if not serves_fused_node(xs[0]) or asks_for_more([weights, *xs, *params_of(candidates)]):
+    params, biases = list(params_of(candidates)), biases_of(candidates)
+    traced = torch.compiler.is_compiling()
+    if (
+        not serves_fused_node(xs[0])
+        or asks_for_more([weights, *xs, *params, *biases])
+        or (traced and biases)
+    ):
         return reference_edges.fused_node(xs, weights, candidates, strides, selected)
     plan = Plan.of(candidates, strides)
     given = given_statistics(candidates, xs[0])
     xs = [laid_out(x) for x in xs]
-    params = list(params_of(candidates))
-    if torch.compiler.is_compiling():
+    if traced:
         arguments = *plan.arguments(), selected
         return torch.ops.pyfast_nas.fused_node(xs, weights, params, given, *arguments)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (weights, *xs, *params)):
-        return _FusedNode.apply(plan, given, selected, weights, *xs, *params)
+    tensors = (weights, *xs, *params, *biases)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _FusedNode.apply(plan, given, selected, *tensors)
     return _library.call_fused_node(xs, weights, params, given, *plan.arguments(), selected)
 
 
@@ -149,6 +157,11 @@ def given_statistics(candidates: Sequence[Candidate], x: Tensor) -> Tensor | Non
     )
 
 
+def zeros_where(needs: Sequence[bool], biases: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return the gradients of biases that cancel out: zeros where one is needed."""
+    return [torch.zeros_like(b) if need else None for b, need in zip(biases, needs, strict=True)]
+
+
 def is_batched(grad: Tensor) -> bool:
     """Say whether a backward runs under vmap, also that of is_grads_batched."""
     is_legacy = torch._C._functorch.is_legacy_batchedtensor(grad)
@@ -156,17 +169,11 @@ def is_batched(grad: Tensor) -> bool:
 
 
 class _FusedNode(_library.DirectFunction):
-    """(plan, given, selected, weights, *xs, *params) -> (y, statistics)."""
+    """(plan, given, selected, weights, *xs, *params, *biases) -> (y, statistics)."""
 
     @staticmethod
-    def forward(
-        plan: Plan,
-        given: Tensor | None,
-        selected: Tensor | None,
-        weights: Tensor,
-        *tensors: Tensor,
-    ):
-        xs, params = tensors[: len(plan.strides)], tensors[len(plan.strides) :]
+    def forward(plan: Plan, given: Tensor | None, selected: Tensor | None, *tensors: Tensor):
+        weights, xs, params, _ = _split(plan, tensors)
         return _library.call_fused_node(xs, weights, params, given, *plan.arguments(), selected)
 
     @staticmethod
@@ -192,6 +199,12 @@ class _FusedNode(_library.DirectFunction):
         return None, None, None, *found
 
 
+def _split(plan: Plan, tensors: Sequence) -> tuple[Any, Sequence, Sequence, Sequence]:
+    """Return weights, inputs, parameters and biases of what lies flat in this order."""
+    edges, end = 1 + len(plan.strides), len(tensors) - sum(plan.biased)
+    return tensors[0], tensors[1:edges], tensors[edges:end], tensors[end:]
+
+
 def _by_kernel(
     plan: Plan,
     grad: Tensor,
@@ -200,11 +213,12 @@ def _by_kernel(
     selected: Tensor | None,
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Gradients of (weights, *xs, *params) that are needed, None for the others."""
+    """Gradients of (weights, *xs, *params, *biases) that are needed, None for the others."""
     edges = len(plan.strides)
-    weights, xs, params = tensors[0], tensors[1 : 1 + edges], tensors[1 + edges :]
-    wanted_xs = [i for i in range(edges) if needs[1 + i]]
-    wanted_params = [i for i in range(len(params)) if needs[1 + edges + i]]
+    weights, xs, params, biases = _split(plan, tensors)
+    _, needs_xs, needs_params, needs_biases = _split(plan, needs)
+    wanted_xs = [i for i, need in enumerate(needs_xs) if need]
+    wanted_params = [i for i, need in enumerate(needs_params) if need]
     grad_xs, grad_weights, grad_params = _library.call_fused_node_backward(
         laid_out(grad),
         xs,
@@ -217,7 +231,8 @@ def _by_kernel(
         wanted_params,
         selected,
     )
-    gradients: list[Tensor | None] = [None] * len(tensors)
+    gradients: list[Tensor | None] = [None] * (1 + edges + len(params))
+    gradients += zeros_where(needs_biases, biases)
     if needs[0]:
         gradients[0] = grad_weights
     for i, value in zip(wanted_xs, grad_xs, strict=True):
@@ -236,13 +251,13 @@ def _by_reference(
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients by plain operations, differentiable in turn."""
-    edges = len(plan.strides)
     with torch.enable_grad():
         # One input may be computed from another: derivatives are taken at aliases of both, which
         # are not.
         aliases = [t.view_as(t) if t.requires_grad else t for t in tensors]
-        weights, xs, params = aliases[0], aliases[1 : 1 + edges], aliases[1 + edges :]
-        candidates = plan.rebuild(params, None if given is None else given.to(grad.dtype))
+        weights, xs, params, biases = _split(plan, aliases)
+        means = None if given is None else given.to(grad.dtype)
+        candidates = plan.rebuild(params, means, biases)
         y, _ = reference_edges.fused_node(xs, weights, candidates, plan.strides, selected)
         wanted = [alias for alias, need in zip(aliases, needs, strict=True) if need]
         # As many derivatives as the caller asked for: the graph of this one is kept for them.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyfast_nas.ops.candidates import Candidate, Norm, Stage
 
-__all__ = ["Plan", "params_of"]
+__all__ = ["Plan", "biases_of", "params_of"]
 
 _KINDS = ("skip", "max_pool", "avg_pool", "conv")
 
@@ -18,11 +18,13 @@ class Plan(NamedTuple):
     ``edge, kind, stages``, then for each of two stages ``kernel size (0: none), dilation, norm``
     with norm 0 for none, 1 for plain and 2 for affine, plus 4 where the statistics are given, plus
     8 where the stage has a shifted matrix, plus 16 where the window is that of the matrix.
+    ``biased`` says for each stage of the candidates whether it has a bias, which no kernel reads.
     """
 
     layout: tuple[int, ...]
     eps: tuple[float, ...]
     strides: tuple[int, ...]
+    biased: tuple[bool, ...] = ()
 
     @classmethod
     def of(cls, candidates: Sequence[Candidate], strides: Sequence[int]) -> "Plan":
@@ -36,7 +38,8 @@ class Plan(NamedTuple):
                 size, form = _window(stage)
                 layout += (size, stage.dilation, _norm_code(stage.norm) + form)
             eps += (norm.eps for norm in candidate.norms())
-        return cls(tuple(layout), tuple(eps), tuple(strides))
+        biased = [stage.bias is not None for each in candidates for stage in each.stages]
+        return cls(tuple(layout), tuple(eps), tuple(strides), tuple(biased))
 
     def arguments(self) -> tuple[list[int], list[float], list[int]]:
         """Return layout, epsilons and strides as the operator takes them."""
@@ -69,9 +72,11 @@ class Plan(NamedTuple):
         ]
         return self._replace(layout=tuple(layout))
 
-    def rebuild(self, params: Sequence[Tensor], given: Tensor | None) -> list[Candidate]:
-        """Return the candidates with ``params`` for their tensors."""
-        left = iter(params)
+    def rebuild(
+        self, params: Sequence[Tensor], given: Tensor | None, biases: Sequence[Tensor] = ()
+    ) -> list[Candidate]:
+        """Return the candidates with ``params`` and ``biases`` for their tensors."""
+        left, left_biases, biased = iter(params), iter(biases), iter(self.biased)
         norms = iter(enumerate(self.eps))
 
         def norm(code: int) -> Norm | None:
@@ -85,7 +90,8 @@ class Plan(NamedTuple):
         def stage(size: int, dilation: int, code: int) -> Stage:
             taps, matrix = next(left) if size and not code & 16 else None, next(left)
             shifted = next(left) if code & 8 else None
-            return Stage(taps, matrix, norm(code), dilation, shifted)
+            bias = next(left_biases) if next(biased, False) else None
+            return Stage(taps, matrix, norm(code), dilation, shifted, bias)
 
         candidates = []
         for at in range(0, len(self.layout), 9):
@@ -126,3 +132,8 @@ def params_of(candidates: Sequence[Candidate]) -> Iterator[Tensor]:
                 yield from (stage.norm.gamma, stage.norm.beta)
         if candidate.norm is not None and candidate.norm.gamma is not None:
             yield from (candidate.norm.gamma, candidate.norm.beta)
+
+
+def biases_of(candidates: Sequence[Candidate]) -> list[Tensor]:
+    """Return the biases that stages have, in their order."""
+    return [s.bias for each in candidates for s in each.stages if s.bias is not None]

@@ -119,7 +119,8 @@ def _run(candidate: Candidate, x: Tensor, stride: int, statistics: list[Tensor])
         return x
     if candidate.kind == "conv":
         for stage in candidate.stages:
-            x = _normalise(_convolve(torch.relu(x), stage, stride), stage.norm, statistics)
+            x = _convolve(torch.relu(x), stage, stride)
+            x = _normalise(x, stage.norm, statistics, stage.bias)
             stride = 1
         return x
     if candidate.kind == "max_pool":
@@ -148,7 +149,11 @@ def _convolve(x: Tensor, stage: Stage, stride: int) -> Tensor:
     return z if stage.taps is None else F.conv2d(z, stage.matrix)
 
 
-def _normalise(y: Tensor, norm: Norm, statistics: list[Tensor]) -> Tensor:
+def _normalise(
+    y: Tensor, norm: Norm, statistics: list[Tensor], bias: Tensor | None = None
+) -> Tensor:
+    if bias is not None:
+        y = y + _per_channel(bias)
     if norm.mean is None:
         mean = y.mean((0, 2, 3))
         centred = y - _per_channel(mean)
@@ -156,7 +161,8 @@ def _normalise(y: Tensor, norm: Norm, statistics: list[Tensor]) -> Tensor:
     else:
         mean, var = norm.mean, norm.var
         centred = y - _per_channel(mean)
-    statistics.append(torch.stack([mean.detach(), var.detach()]).double())
+    without = mean if bias is None else mean - bias
+    statistics.append(torch.stack([without.detach(), var.detach()]).double())
     y = centred * _per_channel((var + norm.eps).rsqrt())
     return y if norm.gamma is None else y * _per_channel(norm.gamma) + _per_channel(norm.beta)
 

@@ -38,12 +38,12 @@ def test_plain_darts_computes_what_ours_does_with_and_without_kernels(kernels):
 
 def test_nas_bench_201_has_the_sizes_of_the_paper():
     model = PlainNASBench201()
-    # Per edge a 1x1 and a 3x3 convolution; stem 3x3; residual blocks 3x3, 3x3 and 1x1.
-    cells = sum(5 * 6 * 10 * width**2 for width in (16, 32, 64))
+    # Per edge a 1x1 and a 3x3 convolution with biases; stem 3x3; residual blocks 3x3, 3x3 and 1x1.
+    cells = sum(5 * 6 * (10 * width**2 + 2 * width) for width in (16, 32, 64))
     residual = sum(9 * c * 2 * c + 9 * (2 * c) ** 2 + c * 2 * c for c in (16, 32))
     norms = 2 * 16 + 2 * 2 * (32 + 64) + 2 * 64
     expected = 27 * 16 + cells + residual + norms + 64 * 10 + 10 + 6 * 5
-    assert sum(p.numel() for p in model.parameters()) == expected
+    assert sum(p.numel() for p in model.parameters()) == expected == 1_692_826 + 30
 
 
 @pytest.mark.parametrize("model", [PlainDARTS(2, 3), PlainNASBench201(2, 1)], ids=["darts", "201"])

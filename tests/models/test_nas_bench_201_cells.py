@@ -69,7 +69,9 @@ def test_same_outputs_gradients_and_statistics(name, fused_nodes, fused_cells):
         torch.testing.assert_close(dict(model.state_dict()), dict(twin.state_dict()), **FLOAT64)
         with torch.no_grad():
             torch.testing.assert_close(model(images), twin(images), **FLOAT64)
-    assert fused_cells == [nodes] * 8 * wholes and len(fused_nodes) == 8 * wholes * nodes
+    # Where biases stand in front of running statistics, in evaluation, nodes run one by one.
+    calls = 6 if name == "benchmark" else 8
+    assert fused_cells == [nodes] * calls * wholes and len(fused_nodes) == 8 * wholes * nodes
 
 
 def learn(model, steps, dtype=torch.float64):
