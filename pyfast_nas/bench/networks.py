@@ -192,9 +192,9 @@ class DARTSCase(_ImagesCase):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NASBench201Case(_ImagesCase):
-    """The search super-net of NAS-Bench-201, a model that the package did not make."""
+    """The search super-net of NAS-Bench-201."""
 
-    providers: ClassVar[tuple[str, ...]] = WHOLE
+    providers: ClassVar[tuple[str, ...]] = (*WHOLE, "reference", "fused")
 
     blocks: int = 5
 
@@ -206,6 +206,16 @@ class NASBench201Case(_ImagesCase):
     def plain(self) -> nn.Module:
         """Return the super-net in plain PyTorch."""
         return PlainNASBench201(self.channels, self.blocks, CLASSES)
+
+    def ours(self) -> nn.Module:
+        """Return the package's super-net, with the running statistics of the plain one."""
+        return spaces.NASBench201(
+            channels=self.channels,
+            cells=self.blocks,
+            num_classes=CLASSES,
+            image_size=self.size,
+            track_running_stats=True,
+        ).supernet()
 
 
 def copy_values(source: nn.Module, target: nn.Module) -> None:

@@ -56,7 +56,7 @@ class Assembly:
         """Return the outcome of a cell, or None where some of it has to run as a plain module.
 
         Args:
-            layers: What each input goes through first.
+            layers: What each input goes through first; none where they fit as they are.
             rows: For each node its edges, one from every state before it.
             inputs: The inputs of the cell.
             gate: Weights of all edges, row by row.
@@ -99,7 +99,7 @@ class Assembly:
         row = 0
         for edges in rows:
             found, where = places_of(edges, gate, row)
-            terms = [edges[edge].term(len(inputs) + edge, k) for edge, k in found]
+            terms = [edges[edge].term(len(layers) + edge, k) for edge, k in found]
             sums.append(Sum(terms, one.expand(len(terms))))
             positions.append(where)
             row += len(edges)

@@ -1,4 +1,4 @@
-"""The searchable cell: a directed acyclic graph whose every edge is a MixedOp."""
+"""Searchable cells: directed acyclic graphs whose every edge is a MixedOp."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,20 +12,78 @@ from pyfast_nas.nn.gates import GateOutput
 from pyfast_nas.nn.mixed_op import MixedOp, mix_edges
 from pyfast_nas.nn.primitives import PRIMITIVES, FactorizedReduce, ReLUConvBN
 
-__all__ = ["Cell", "edge_list"]
+__all__ = ["Cell", "DenseCell", "edge_list"]
 
 
-def edge_list(nodes: int) -> tuple[tuple[int, int], ...]:
-    """Return (source, target) of every row of a cell with two inputs, node by node.
+def edge_list(nodes: int, inputs: int = 2) -> tuple[tuple[int, int], ...]:
+    """Return (source, target) of every row of a cell, node by node.
 
     Example:
-        >>> edge_list(2)
-        ((0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+        >>> edge_list(2), edge_list(2, inputs=1)
+        (((0, 2), (1, 2), (0, 3), (1, 3), (2, 3)), ((0, 1), (0, 2), (1, 2)))
     """
-    return tuple((source, node) for node in range(2, nodes + 2) for source in range(node))
+    targets = range(inputs, nodes + inputs)
+    return tuple((source, node) for node in targets for source in range(node))
 
 
-class Cell(nn.Module):
+class DenseCell(nn.Module):
+    """Base of the cells: every node sums mixed edges from all states before it.
+
+    A subclass makes ``edges``, one for each row of `edge_list`, and says in its ``forward`` what
+    each input goes through first.
+
+    Args:
+        rows: Number of edges.
+        inputs: Number of inputs.
+        multiplier: How many of the last states are concatenated; None means all nodes.
+
+    Attributes:
+        inputs: As given.
+        nodes: Number of nodes, the inputs not among them.
+        multiplier: As given, or the number of nodes.
+    """
+
+    edges: nn.ModuleList
+
+    def __init__(self, rows: int, *, inputs: int, multiplier: int | None = None) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.nodes = next(n for n in itertools.count(1) if len(edge_list(n, inputs)) >= rows)
+        self.multiplier = multiplier or self.nodes
+        self._recipes = Recipes()
+        self._assembly = Assembly(self._recipes)
+
+    def mix(
+        self, inputs: Sequence[Tensor], gate: GateOutput, layers: Sequence[nn.Module] = ()
+    ) -> Tensor:
+        """Return the last states, along the channels.
+
+        Args:
+            inputs: The inputs of the cell.
+            gate: Weights of all edges.
+            layers: What each input goes through first; none where they fit as they are.
+        """
+        rows = self._rows()
+        whole = self._assembly.run(layers, rows, inputs, gate, self.multiplier)
+        if whole is not None:
+            return whole
+        states = list(inputs)
+        for place, layer in enumerate(layers):
+            states[place] = run_alone(layer, self._recipes.of(place, layer), inputs[place])
+        row = 0
+        for edges in rows:
+            states.append(mix_edges(edges, states, gate, row))
+            row += len(edges)
+        return torch.cat(states[-self.multiplier :], dim=1)
+
+    def _rows(self) -> list[list[MixedOp]]:
+        """Return for each node the edges into it."""
+        edges = iter(self.edges)
+        widths = range(self.inputs, self.inputs + self.nodes)
+        return [list(itertools.islice(edges, width)) for width in widths]
+
+
+class Cell(DenseCell):
     """Two inputs, ``nodes`` intermediate states that sum mixed edges, and their concatenation.
 
     Args:
@@ -62,9 +120,7 @@ class Cell(nn.Module):
         multiplier: int | None = None,
         track_running_stats: bool = False,
     ) -> None:
-        super().__init__()
-        self.nodes = next(n for n in itertools.count(1) if len(edge_list(n)) >= len(candidates))
-        self.multiplier = multiplier or self.nodes
+        super().__init__(len(candidates), inputs=2, multiplier=multiplier)
         older, newer = previous_channels
         align = FactorizedReduce if previous_reduction else ReLUConvBN
         self.preprocess0 = align(older, channels, False, track_running_stats)
@@ -80,27 +136,7 @@ class Cell(nn.Module):
             )
             for (source, _), names in zip(edge_list(self.nodes), candidates, strict=True)
         )
-        self._recipes = Recipes()
-        self._assembly = Assembly(self._recipes)
 
     def forward(self, s0: Tensor, s1: Tensor, gate: GateOutput) -> Tensor:
         """Run the cell on the outputs of the two cells before it."""
-        layers = self.preprocess0, self.preprocess1
-        rows = self._rows()
-        whole = self._assembly.run(layers, rows, (s0, s1), gate, self.multiplier)
-        if whole is not None:
-            return whole
-        states = [
-            run_alone(layer, self._recipes.of(place, layer), x)
-            for place, (layer, x) in enumerate(zip(layers, (s0, s1), strict=True))
-        ]
-        row = 0
-        for edges in rows:
-            states.append(mix_edges(edges, states, gate, row))
-            row += len(edges)
-        return torch.cat(states[-self.multiplier :], dim=1)
-
-    def _rows(self) -> list[list[MixedOp]]:
-        """Return for each node the edges into it."""
-        edges = iter(self.edges)
-        return [list(itertools.islice(edges, width)) for width in range(2, self.nodes + 2)]
+        return self.mix((s0, s1), gate, (self.preprocess0, self.preprocess1))

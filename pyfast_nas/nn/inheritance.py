@@ -1,49 +1,55 @@
 """A derived network that takes over the weights its architecture has in a super-net."""
 
-from collections.abc import Mapping, Sequence
-
 import torch
+from torch import nn
 
-from pyfast_nas.nn.cell import edge_list
-from pyfast_nas.nn.network import CellNetwork, Edges
-from pyfast_nas.nn.supernet import CellSupernet
+from pyfast_nas.nn.cell import DenseCell, edge_list
+from pyfast_nas.nn.supernet import Supernet
 
 __all__ = ["inherit"]
 
 
-def inherit(
-    supernet: CellSupernet,
-    cells_edges: Mapping[str, Edges],
-    cells_outputs: Mapping[str, Sequence[int]],
-) -> CellNetwork:
-    """Return the derived network in the super-net's sizes, holding copies of its weights.
+def inherit(network: nn.Module, supernet: Supernet) -> None:
+    """Copy the weights of a super-net into a derived network of its sizes.
+
+    Both have children of the same names; what a cell of the network keeps stands in its ``edges``
+    and ``ops``.
 
     Args:
+        network: A network whose layers are those of the search.
         supernet: Where the weights come from.
-        cells_edges: Table name -> kept edges (source, target, op).
-        cells_outputs: Table name -> states that are concatenated.
 
     Example:
+        >>> from pyfast_nas.nn.network import CellNetwork
+        >>> from pyfast_nas.nn.supernet import CellSupernet
         >>> rows = [["none", "skip_connect"]] * 2
         >>> net = CellSupernet({"normal": rows, "reduce": rows}, channels=4, cells=3, num_classes=2)
         >>> edges = [(0, 2, "skip_connect"), (1, 2, "skip_connect")]
-        >>> outputs = {"normal": (2,), "reduce": (2,)}
-        >>> small = inherit(net, {"normal": edges, "reduce": edges}, outputs)
+        >>> cells = {"normal": edges, "reduce": edges}, {"normal": (2,), "reduce": (2,)}
+        >>> small = CellNetwork(*cells, **net.sizes, searching=True)
+        >>> inherit(small, net)
         >>> bool((small.classifier.weight == net.classifier.weight).all())
         True
     """
-    network = CellNetwork(cells_edges, cells_outputs, **supernet.sizes, searching=True)
-    network.to(next(supernet.classifier.parameters()))
+    network.to(next(iter(supernet.weight_parameters())))
     with torch.no_grad():
-        for name in ("stem", "classifier"):
-            getattr(network, name).load_state_dict(getattr(supernet, name).state_dict())
-        for cell, source_cell, table in zip(
-            network.cells, supernet.cells, supernet.tables, strict=True
-        ):
-            for name in ("preprocess0", "preprocess1"):
-                getattr(cell, name).load_state_dict(getattr(source_cell, name).state_dict())
-            rows = {edge: row for row, edge in enumerate(edge_list(source_cell.nodes))}
-            for op, (source, target, name) in zip(cell.ops, cells_edges[table], strict=True):
-                mixed = source_cell.edges[rows[source, target]]
-                op.load_state_dict(mixed.candidate(mixed.names.index(name)).state_dict())
-    return network.train(supernet.training)
+        _copy(network, supernet)
+    network.train(supernet.training)
+
+
+def _copy(target: nn.Module, source: nn.Module) -> None:
+    for name, child in target.named_children():
+        if isinstance(source, DenseCell) and name == "ops":
+            _copy_operations(target, source)
+        elif isinstance(child, nn.ModuleList):
+            for part, other in zip(child, getattr(source, name), strict=True):
+                _copy(part, other)
+        else:
+            child.load_state_dict(getattr(source, name).state_dict())
+
+
+def _copy_operations(target: nn.Module, cell: DenseCell) -> None:
+    rows = {edge: row for row, edge in enumerate(edge_list(cell.nodes, cell.inputs))}
+    for op, (source, node, name) in zip(target.ops, target.edges, strict=True):
+        mixed = cell.edges[rows[source, node]]
+        op.load_state_dict(mixed.candidate(mixed.names.index(name)).state_dict())

@@ -64,7 +64,7 @@ class DerivedCell(nn.Module):
         align = FactorizedReduce if previous_reduction else ReLUConvBN
         self.preprocess0 = align(older, channels, affine, track_running_stats)
         self.preprocess1 = ReLUConvBN(newer, channels, affine, track_running_stats)
-        self.edges = tuple((source, target) for source, target, _ in edges)
+        self.edges = tuple(edges)
         self.ops = nn.ModuleList(
             _layer(
                 op,
@@ -80,7 +80,7 @@ class DerivedCell(nn.Module):
     def forward(self, s0: Tensor, s1: Tensor, drop_path: float = 0.0) -> Tensor:
         """Run the cell; ``drop_path`` is the rate at which whole edges vanish in training."""
         states = {0: self.preprocess0(s0), 1: self.preprocess1(s1)}
-        for (source, target), op in zip(self.edges, self.ops, strict=True):
+        for (source, target, _), op in zip(self.edges, self.ops, strict=True):
             y = op(states[source])
             if self.training and drop_path > 0 and not isinstance(op, nn.Identity):
                 y = _drop_path(y, drop_path)

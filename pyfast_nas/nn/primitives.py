@@ -127,7 +127,16 @@ class FactorizedReduce(nn.Module):
 
 
 class ReLUConvBN(nn.Sequential):
-    """ReLU, 1x1 convolution, batch norm: maps a cell's input to the cell's width.
+    """ReLU, a full convolution, batch norm: by default 1x1, as it fits a cell's input to its width.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        affine: Whether the batch norm learns a scale and a shift.
+        track_running_stats: Whether the batch norm keeps running statistics.
+        kernel_size: Odd side of the window.
+        stride: 1 or 2.
+        bias: Whether the convolution has a bias.
 
     Example:
         >>> ReLUConvBN(3, 8)(torch.ones(2, 3, 4, 4)).shape
@@ -140,10 +149,15 @@ class ReLUConvBN(nn.Sequential):
         out_channels: int,
         affine: bool = True,
         track_running_stats: bool = True,
+        *,
+        kernel_size: int = 1,
+        stride: int = 1,
+        bias: bool = False,
     ) -> None:
+        padding = kernel_size // 2
         super().__init__(
             nn.ReLU(),
-            nn.Conv2d(in_channels, out_channels, 1, bias=False),
+            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias),
             _bn(out_channels, affine, track_running_stats),
         )
 

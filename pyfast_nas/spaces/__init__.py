@@ -2,6 +2,7 @@
 
 from pyfast_nas.spaces.base import Genotype, GenotypeEdge, SearchSpace
 from pyfast_nas.spaces.darts import DARTS, DARTS_V1, DARTS_V2
+from pyfast_nas.spaces.nas_bench_201 import NASBench201
 from pyfast_nas.spaces.toy import Toy
 
 __all__ = [
@@ -11,8 +12,11 @@ __all__ = [
     "SPACES",
     "Genotype",
     "GenotypeEdge",
+    "NASBench201",
     "SearchSpace",
     "Toy",
 ]
 
-SPACES: dict[str, type[DARTS] | type[Toy]] = {space.name: space for space in (DARTS, Toy)}
+SPACES: dict[str, type[DARTS] | type[NASBench201] | type[Toy]] = {
+    space.name: space for space in (DARTS, NASBench201, Toy)
+}

@@ -182,7 +182,9 @@ class DARTS:
             torch.Size([2, 10])
         """
         self.check(genotype)
-        return inherit(supernet, *_tables(genotype))
+        network = CellNetwork(*_tables(genotype), **supernet.sizes, searching=True)
+        inherit(network, supernet)
+        return network
 
     def genotype_of(self, network: CellNetwork) -> Genotype:
         """Return the genotype that a network was built from.

@@ -66,6 +66,16 @@ def test_one_wrong_gradient_of_a_thousand_stops_the_bench():
             check({"plain": right, "ours": wrong}, truth, "plain", "c", kinks=kinks)
 
 
+def test_a_gradient_that_vanishes_is_held_to_the_size_of_the_largest():
+    truth = [t.double() for t in results([1.0], [1.0, -2.0])]
+    truth.append(torch.tensor([1e-16, -1e-16], dtype=torch.float64))
+    right = [*(t.float() for t in truth[:2]), torch.tensor([3e-8, 1e-8])]
+    assert 0 < check({"ours": right}, truth, "ours", "c")["ours"].gradients < 1e-6
+    wrong = [*right[:2], torch.tensor([1e-3, 0.0])]
+    with pytest.raises(WrongResultError, match="ours must compute the gradients of c"):
+        check({"plain": right, "ours": wrong}, truth, "plain", "c")
+
+
 def test_an_outcome_is_excused_no_kinks():
     truth = [t.double() for t in results([1.0], [1.0])]
     right = [t.float() for t in truth]

@@ -395,7 +395,7 @@ class TestRefusals:
     def test_space(self):
         with pytest.raises(ConfigError, match="unknown space 'toi'; did you mean 'toy'"):
             search("toi", "toy")
-        with pytest.raises(ConfigError, match="space must be a search space or one of darts, toy"):
+        with pytest.raises(ConfigError, match="space must be a search space or one of darts, nas"):
             search(5, "toy")
 
     def test_data(self):

@@ -12,7 +12,16 @@ import pytest
 import torch
 
 from pyfast_nas.errors import GenotypeError
-from pyfast_nas.spaces import DARTS, DARTS_V1, DARTS_V2, SPACES, Genotype, GenotypeEdge, Toy
+from pyfast_nas.spaces import (
+    DARTS,
+    DARTS_V1,
+    DARTS_V2,
+    SPACES,
+    Genotype,
+    GenotypeEdge,
+    NASBench201,
+    Toy,
+)
 from pyfast_nas.spaces.strict_json import MAX_BYTES
 
 EDGE = {"source": 0, "target": 2, "op": "skip_connect"}
@@ -274,4 +283,4 @@ def test_operations_are_matched_by_name():
 
 
 def test_spaces_by_name():
-    assert {"darts": DARTS, "toy": Toy} == SPACES
+    assert {"darts": DARTS, "nas-bench-201": NASBench201, "toy": Toy} == SPACES
