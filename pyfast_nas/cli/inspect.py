@@ -12,6 +12,7 @@ from pyfast_nas.spaces.base import Genotype
 from pyfast_nas.viz.findings import examine
 from pyfast_nas.viz.markup import printable
 from pyfast_nas.viz.run_folder import RunFolder
+from pyfast_nas.viz.tables import standing
 from pyfast_nas.viz.units import duration, memory, percent, share_of_one
 from pyfast_nas.viz.words import describe
 
@@ -49,6 +50,7 @@ def _record(folder: RunFolder) -> dict[str, Any]:
         "last_epoch": folder.epochs[-1] if folder.epochs else None,
         "epochs": len(folder.epochs),
         "evaluation": folder.evaluation,
+        "table": folder.table,
         "seconds": dict(folder.totals),
         "peak_memory_bytes": folder.peak_memory,
         "findings": [dataclasses.asdict(finding) for finding in examine(folder)],
@@ -83,6 +85,8 @@ def _describe_run(folder: RunFolder) -> str:
         lines.append(f"{'time':<10} {', '.join(times)}")
     if folder.evaluation:
         lines.append(f"{'verdict':<10} {printable(folder.evaluation.get('sentence', ''))}")
+    for split, text in standing(folder.table or {}).items():
+        lines.append(f"{'table':<10} {split} {text}")
     lines += [f"{finding.level:<10} {finding.text}" for finding in examine(folder)]
     if folder.genotype is not None:
         lines += ["", _describe(folder.genotype)]

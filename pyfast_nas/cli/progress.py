@@ -192,6 +192,8 @@ def _numbers(event: Mapping[str, Any]) -> str:
             parts.append(f"{what} {shown}")
     if event.get("entropy") is not None:
         parts.append(f"entropy {share_of_one(event['entropy'])}")
+    if event.get("table/test") is not None:
+        parts.append(f"table {event['table/test']:.2f}, rank {event['table/test_rank']}")
     if event.get("images_per_second") is not None:
         parts.append(f"{event['images_per_second']:.0f} images/s")
     if event.get("memory_bytes"):

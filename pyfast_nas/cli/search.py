@@ -16,6 +16,7 @@ from pyfast_nas.errors import ConfigError
 from pyfast_nas.spaces import SPACES, SearchSpace
 from pyfast_nas.viz.markup import printable
 from pyfast_nas.viz.run_folder import RunFolder
+from pyfast_nas.viz.tables import standing
 from pyfast_nas.viz.units import duration, memory, percent
 from pyfast_nas.viz.words import describe
 
@@ -71,7 +72,7 @@ def parse(arguments: Sequence[str]) -> Search:
     name = _known(arguments, "--algorithm", ALGORITHMS)
     space = _known(arguments, "--space", SPACES)
     data = parsing.chosen(arguments, "--data", "digits").partition(":")[0]
-    sizes = preset(data)
+    sizes = preset(data, space_name=space)
     kind = SPACES[space]
     hidden = [field.name for field in dataclasses.fields(kind) if field.name in FROM_DATA]
     fields = {field.name for field in dataclasses.fields(kind)}
@@ -86,7 +87,9 @@ def parse(arguments: Sequence[str]) -> Search:
             title="Everything below has the default of this algorithm, space and data set.",
         ),
         "search": parsing.group(
-            SearchConfig().resolved(data), hidden=["output"], title="Length, comparison and files."
+            SearchConfig().resolved(data, space_name=space),
+            hidden=["output"],
+            title="Length, comparison and files.",
         ),
         "algorithm": parsing.group(preset_algorithm(name, data), title=f"Options of {name}."),
     }
@@ -179,6 +182,7 @@ def _record(result: SearchResult, folder: RunFolder | None, page: Path | None) -
         "genotype": result.genotype.to_dict(),
         "trained": result.trained,
         "evaluation": result.evaluation,
+        "table": result.table,
         "warnings": list(result.warnings),
         "last_epoch": result.history[-1] if result.history else None,
         "seconds": dict(folder.totals) if folder else {},
@@ -201,6 +205,8 @@ def _summary(
             accuracies = [entry["accuracy"] for entry in result.evaluation[key]]
             rows.append((label, " ".join(percent(value, 2) for value in accuracies)))
         rows.append(("verdict", result.evaluation["sentence"]))
+    if result.table:
+        rows += [(f"table {split}", text) for split, text in standing(result.table).items()]
     rows += [("warning", warning) for warning in result.warnings]
     if folder is not None:
         if folder.peak_memory:

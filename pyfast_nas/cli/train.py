@@ -1,5 +1,6 @@
 """``pyfast-nas train``: train the network of a genotype from scratch and test it."""
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pyfast_nas.cli.inputs import free_folder, quoted_path, read_genotype, space
 from pyfast_nas.cli.progress import open_display
 from pyfast_nas.engine import TrainConfig, TrainResult, train
 from pyfast_nas.engine.run_files import to_json
+from pyfast_nas.errors import Error
 from pyfast_nas.viz.units import number, percent
 
 __all__ = ["Train", "parse", "run"]
@@ -58,20 +60,29 @@ def parse(arguments: Sequence[str]) -> Train:
         ('genotype.json', 3, 8)
     """
     data = parsing.chosen(arguments, "--data", "digits").partition(":")[0]
+    parsed = _parsed(arguments, data, "darts")
+    choice = parsed["main"]
+    with contextlib.suppress(Error):  # what is wrong with the file is for the command to say
+        # The defaults are those of the space, which stands in the genotype.
+        parsed = _parsed(arguments, data, read_genotype(choice.genotype).space)
+    output = choice.output or free_folder(Path("runs"), f"{data}-train")
+    values = {f.name: getattr(parsed["training"], f.name) for f in dataclasses.fields(TrainConfig)}
+    config = TrainConfig(**(values | {"output": str(output)}))
+    return Train(genotype=choice.genotype, data=choice.data, config=config, json=choice.json)
+
+
+def _parsed(arguments: Sequence[str], data: str, space: str) -> dict[str, Any]:
     config = parsing.group(
-        TrainConfig().resolved(data), hidden=["output"], title="Size, length and regularisation."
+        TrainConfig().resolved(data, space_name=space),
+        hidden=["output"],
+        title="Size, length and regularisation.",
     )
-    parsed = parsing.parse(
+    return parsing.parse(
         {"main": Choice, "training": config},
         arguments,
         command="train",
         description=Train.__doc__,
     )
-    choice = parsed["main"]
-    output = choice.output or free_folder(Path("runs"), f"{data}-train")
-    values = {f.name: getattr(parsed["training"], f.name) for f in dataclasses.fields(TrainConfig)}
-    config = TrainConfig(**(values | {"output": str(output)}))
-    return Train(genotype=choice.genotype, data=choice.data, config=config, json=choice.json)
 
 
 def run(options: Train) -> int:

@@ -74,6 +74,12 @@ class SearchConfig:
     train_batch_size: _Count = None
     """Images in a batch of the comparison."""
 
+    table: str | None = None
+    """File with the accuracies of every architecture of the space, to look up the found one."""
+
+    table_columns: tuple[str, str] | None = None
+    """Columns of the table: validation and test accuracy; by default those of the data set."""
+
     output: str | None = None
     """Folder for the files of the run; none are written without it."""
 
@@ -82,6 +88,8 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         _check(self)
+        if self.table_columns is not None and self.table is None:
+            raise ConfigError("SearchConfig: table_columns must go with a table, got none")
 
     @classmethod
     def from_options(cls, config: Self | None, options: dict[str, Any]) -> Self:
@@ -98,9 +106,14 @@ class SearchConfig:
         """
         return _merged(cls, "search", config, options)
 
-    def resolved(self, data_name: str, image_size: tuple[int, ...] = (32, 32)) -> Self:
-        """Return a copy in which the preset of the data set stands for every ``None``."""
-        return _resolved(self, preset(data_name, image_size))
+    def resolved(
+        self,
+        data_name: str,
+        image_size: tuple[int, ...] = (32, 32),
+        space_name: str = "darts",
+    ) -> Self:
+        """Return a copy in which the preset of data set and space stands for every ``None``."""
+        return _resolved(self, preset(data_name, image_size, space_name))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -180,9 +193,14 @@ class TrainConfig:
         """Merge keyword options into a configuration; an unknown one raises, with the nearest."""
         return _merged(cls, "train", config, options)
 
-    def resolved(self, data_name: str, image_size: tuple[int, ...] = (32, 32)) -> Self:
-        """Return a copy in which the preset of the data set stands for every ``None``."""
-        chosen = preset(data_name, image_size)
+    def resolved(
+        self,
+        data_name: str,
+        image_size: tuple[int, ...] = (32, 32),
+        space_name: str = "darts",
+    ) -> Self:
+        """Return a copy in which the preset of data set and space stands for every ``None``."""
+        chosen = preset(data_name, image_size, space_name)
         trained = {
             name: getattr(chosen, f"train_{name}")
             for name in ("channels", "cells", "epochs", "batch_size")
@@ -227,8 +245,9 @@ def run_device(name: str) -> torch.device:
 
 
 def _check(config: Any) -> None:
-    if isinstance(config.output, os.PathLike):
-        config.output = os.fspath(config.output)
+    for name in ("output", "table"):
+        if isinstance(getattr(config, name, None), os.PathLike):
+            setattr(config, name, os.fspath(getattr(config, name)))
     check_options(config)
 
 

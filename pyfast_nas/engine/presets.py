@@ -60,23 +60,48 @@ PRESETS = {
 }
 
 
-def preset(data_name: str, image_size: tuple[int, ...] = (32, 32)) -> Preset:
-    """Return the settings for a data set, by its name.
+# What is other in the networks of a space than in those of DARTS: for the data sets of `PRESETS`,
+# and for all others. Those of NAS-Bench-201 are as large as there, and have none of the rest.
+_OF_SPACES = {
+    "nas-bench-201": (
+        {"cells": 1, "train_cells": 1},
+        {
+            "cells": 5,
+            "train_channels": 16,
+            "train_cells": 5,
+            "train_epochs": 200,
+            "train_batch_size": 256,
+            "cutout": 0,
+            "auxiliary": 0.0,
+            "drop_path": 0.0,
+        },
+    ),
+}
+
+
+def preset(
+    data_name: str, image_size: tuple[int, ...] = (32, 32), space_name: str = "darts"
+) -> Preset:
+    """Return the settings for a data set and a space, by their names.
 
     Others than those in :data:`PRESETS` have the settings of the DARTS paper, but images smaller
-    than 32 pixels have no auxiliary classifier, which needs as many, and smaller holes.
+    than 32 pixels have no auxiliary classifier, which needs as many, and smaller holes. The cells
+    of NAS-Bench-201 are those of a stage, and its networks as large as in the benchmark.
 
     Args:
         data_name: Name of the data set.
         image_size: Height and width of its images; ``()`` for samples that are not images.
+        space_name: Name of the search space.
 
     Example:
         >>> preset("cifar10").epochs, preset("digits").compare, preset("mine", (16, 16)).cutout
         (50, 5, 8)
+        >>> preset("cifar10", space_name="nas-bench-201").train_cells
+        5
     """
+    known, others = _OF_SPACES.get(space_name, ({}, {}))
     if data_name in PRESETS:
-        return PRESETS[data_name]
+        return dataclasses.replace(PRESETS[data_name], **known)
     side = min(image_size, default=0)
-    if side >= 32:
-        return Preset()
-    return Preset(auxiliary=0.0, cutout=side // 2)
+    small = {} if side >= 32 else {"auxiliary": 0.0, "cutout": side // 2}
+    return Preset(**(small | others))

@@ -34,6 +34,7 @@ from pyfast_nas.engine.progress import Progress, Silent
 from pyfast_nas.engine.randomness import seeded
 from pyfast_nas.engine.rates import timing_since
 from pyfast_nas.engine.run_files import RunFiles
+from pyfast_nas.engine.scores import TableScores
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.spaces.base import Genotype, SearchSpace, probabilities
 from pyfast_nas.typing import LossFn
@@ -52,6 +53,7 @@ class SearchResult:
         alphas: Architecture parameters at the end, on the CPU.
         history: One row an epoch, as in ``metrics.jsonl``.
         evaluation: Content of ``evaluation.json``, or ``None`` without a comparison.
+        table: Value, rank and regret in a table of measured architectures, or ``None`` without one.
         warnings: What was amiss, one sentence each.
         trained: False for a search of no epoch, whose genotype is that of the initial alphas.
         config: All options, resolved.
@@ -64,6 +66,7 @@ class SearchResult:
     alphas: Mapping[str, Tensor]
     history: tuple[dict[str, Any], ...]
     evaluation: Mapping[str, Any] | None
+    table: Mapping[str, Any] | None
     warnings: tuple[str, ...]
     trained: bool
     config: SearchConfig
@@ -126,8 +129,9 @@ def search(
     config = SearchConfig.from_options(config, options)
     progress = progress or Silent()
     data = load_data(data)
-    config = config.resolved(data.name, data.image_size)
-    sizes = preset(data.name)
+    name = space if isinstance(space, str) else getattr(space, "name", "")
+    config = config.resolved(data.name, data.image_size, name)
+    sizes = preset(data.name, space_name=name)
     space = fitted_space("search", space, data, channels=sizes.channels, cells=sizes.cells)
     if isinstance(algorithm, str):
         algorithm = preset_algorithm(algorithm, data.name)
@@ -136,6 +140,10 @@ def search(
             "search: algorithm must be a search algorithm or one of "
             f"{', '.join(sorted(ALGORITHMS))}, got {type(algorithm).__name__}"
         )
+    scores = None
+    if config.table is not None:
+        scores = TableScores(config.table, space, data.name, config.table_columns)
+        config = dataclasses.replace(config, table_columns=scores.columns)
     device = run_device(config.device)
     seeds = torch.randint(
         2**62, (3,), generator=Generator("cpu").manual_seed(config.seed), device="cpu"
@@ -167,9 +175,12 @@ def search(
         size = sum(parameter.numel() for parameter in supernet.parameters())
         event = {"phase": "search", "kind": "start", "epochs": config.epochs, "parameters": size}
         progress.update({**event, "steps_per_epoch": len(loader), "config": record})
-        history, warnings = _epochs(algorithm, space, loader, config, device, files, progress)
+        history, warnings = _epochs(
+            algorithm, space, loader, config, device, files, progress, scores
+        )
         genotype = algorithm.derive()
         alphas = {table: value.detach().cpu() for table, value in algorithm.alphas.items()}
+        table = None if scores is None else scores.record(genotype)
         files.write("genotype.json", genotype.to_json())
         files.write_json(
             "result.json",
@@ -181,6 +192,7 @@ def search(
                 "trained": bool(history),
                 "probabilities": probabilities(alphas, space.candidates),
                 **health(space, alphas, genotype),
+                **({} if table is None else {"table": table}),
                 "warnings": warnings,
             },
         )
@@ -197,6 +209,7 @@ def search(
         alphas=alphas,
         history=tuple(history),
         evaluation=evaluation,
+        table=table,
         warnings=tuple(warnings),
         trained=bool(history),
         config=config,
@@ -214,6 +227,7 @@ def _epochs(
     device: torch.device,
     files: RunFiles,
     progress: Progress,
+    scores: TableScores | None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Run all epochs; return one row an epoch and what was amiss."""
     buffer, history, step = MetricBuffer("search"), [], 0
@@ -256,6 +270,8 @@ def _epochs(
             _warn(warnings, sentence)
         row = {"kind": "epoch", "epoch": epoch, **means.values()}
         row |= health(space, algorithm.alphas, genotype)
+        if scores is not None:
+            row |= scores.row(genotype)
         if amiss:
             row["warnings"] = amiss
         timing = {

@@ -1,6 +1,7 @@
 """Training of one derived network from scratch, and its test accuracy."""
 
 import dataclasses
+import inspect
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,9 +92,10 @@ def train(
     if not isinstance(genotype, Genotype):
         genotype = Genotype.load(genotype)
     data = load_data(data)
-    config = config.resolved(data.name, data.image_size)
+    config = config.resolved(data.name, data.image_size, genotype.space)
     space = fitted_space("train", genotype.space if space is None else space, data)
     space.check(genotype)
+    sizes = _sizes(space, config)
     device = run_device(config.device)
     if config.batch_size > len(data.train_y):
         raise ConfigError(
@@ -109,7 +111,7 @@ def train(
     files.write("genotype.json", genotype.to_json())
     started = time.perf_counter()
     with seeded(config.seed, device):
-        module = _build(space, genotype, config).to(device)
+        module = space.build(genotype, **sizes).to(device)
         history = _fit(module, data, config, device, files, progress or Silent())
         if config.auxiliary:
             # It helps in training only: result and files are the network that is used.
@@ -152,12 +154,25 @@ def evaluate(
     return accuracy, loss
 
 
-def _build(space: SearchSpace, genotype: Genotype, config: TrainConfig) -> nn.Module:
+def _sizes(space: SearchSpace, config: TrainConfig) -> dict[str, Any]:
+    """Return the options of the space's ``build``.
+
+    Raises:
+        ConfigError: If one is given that networks of the space do not have.
+    """
     sizes = {"channels": config.channels, "cells": config.cells}
     sizes = {name: size for name, size in sizes.items() if size is not None}
     if config.auxiliary:
         sizes["auxiliary"] = True
-    return space.build(genotype, **sizes)
+    known = inspect.signature(space.build).parameters
+    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in known.values()):
+        for name in (*sizes, *(["drop_path"] if config.drop_path else [])):
+            if name not in known:
+                raise ConfigError(
+                    f"train: {name} must be left out or 0, since networks of the {space.name} "
+                    f"space have none, got {shown(getattr(config, name))}"
+                )
+    return sizes
 
 
 def _fit(

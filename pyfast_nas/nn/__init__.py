@@ -12,6 +12,8 @@ from pyfast_nas.nn.gates import (
 from pyfast_nas.nn.mixed_op import MixedOp
 from pyfast_nas.nn.network import CellNetwork
 from pyfast_nas.nn.primitives import PRIMITIVES
+from pyfast_nas.nn.staged import StageCell, StagedSupernet
+from pyfast_nas.nn.staged_network import StagedNetwork
 from pyfast_nas.nn.statistics import frozen_statistics
 from pyfast_nas.nn.supernet import CellSupernet, Supernet
 
@@ -26,6 +28,9 @@ __all__ = [
     "GumbelTopK",
     "MixedOp",
     "Softmax",
+    "StageCell",
+    "StagedNetwork",
+    "StagedSupernet",
     "Supernet",
     "frozen_statistics",
     "straight_through",

@@ -3,6 +3,7 @@
 from pyfast_nas.spaces.base import Genotype, GenotypeEdge, SearchSpace
 from pyfast_nas.spaces.darts import DARTS, DARTS_V1, DARTS_V2
 from pyfast_nas.spaces.nas_bench_201 import NASBench201
+from pyfast_nas.spaces.tables import AccuracyTable
 from pyfast_nas.spaces.toy import Toy
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "DARTS_V1",
     "DARTS_V2",
     "SPACES",
+    "AccuracyTable",
     "Genotype",
     "GenotypeEdge",
     "NASBench201",

@@ -14,7 +14,7 @@ from pyfast_nas.viz.graph import cell_svg
 from pyfast_nas.viz.markup import escape, printable
 from pyfast_nas.viz.run_folder import RunFolder
 from pyfast_nas.viz.style import style_sheet
-from pyfast_nas.viz.tables import settings, times
+from pyfast_nas.viz.tables import measured, settings, times
 from pyfast_nas.viz.units import duration, memory, percent
 
 __all__ = ["render_report", "write_report"]
@@ -65,6 +65,7 @@ def render_report(run: RunFolder) -> str:
     sections = [
         _section("What to know before believing it", _checks(run)),
         _section("Against random architectures", _comparison(run)),
+        _section("Among all architectures", measured(run)),
         _section("The architecture", _cells(run), long=True),
         _section("Architecture parameters at the end", final_alphas(run), long=True),
         _section("Architecture parameters over time", alphas_over_time(run), long=True),
@@ -281,6 +282,18 @@ def _curves(run: RunFolder) -> str:
         (
             "Skip connections among the kept edges",
             line_chart(skips, title="Skip connections", bottom=0, top=1, whole=True),
+        ),
+        (
+            "Of all architectures: value of the derived one in the table",
+            line_chart(lines(("valid", "table/valid"), ("test", "table/test")), title="Table"),
+        ),
+        (
+            "Of all architectures: rank of the derived one in the table",
+            line_chart(
+                lines(("valid", "table/valid_rank"), ("test", "table/test_rank")),
+                title="Rank in the table",
+                whole=True,
+            ),
         ),
     ]
     body = "".join(

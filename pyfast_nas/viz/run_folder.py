@@ -41,6 +41,7 @@ class RunFolder:
         genotype: The result, if there is one.
         evaluation: Comparison with random architectures, if there is one.
         warnings: What the search itself found amiss.
+        table: Where the result stands in a table of measured architectures, if it was looked up.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class RunFolder:
     genotype: Genotype | None = None
     evaluation: Record | None = None
     warnings: Sequence[str] = ()
+    table: Record | None = None
 
     @classmethod
     def read(cls, path: Path | str) -> "RunFolder":
@@ -68,6 +70,8 @@ class RunFolder:
         if not (path / "config.json").is_file():
             raise DataError(f"run: {printable(path)} must hold a config.json: not a run folder")
         genotype, evaluation = path / "genotype.json", path / "evaluation.json"
+        result = path / "result.json"
+        result = _read_json(result, shapes.RESULT) if result.is_file() else {}
         alphas = _read_lines(path / "alphas.jsonl", shapes.ALPHAS, ("epoch", "alphas"))
         _require_same_tables(alphas, printable(path / "alphas.jsonl"))
         metrics = _read_lines(path / "metrics.jsonl", shapes.METRICS, ("kind", "epoch"))
@@ -86,9 +90,8 @@ class RunFolder:
             },
             genotype=Genotype.load(genotype) if genotype.is_file() else None,
             evaluation=_read_json(evaluation, shapes.EVALUATION) if evaluation.is_file() else None,
-            warnings=_read_json(path / "result.json", shapes.RESULT).get("warnings", ())
-            if (path / "result.json").is_file()
-            else (),
+            warnings=result.get("warnings", ()),
+            table=_whole_table(result.get("table"), printable(path / "result.json")),
         )
 
     @cached_property
@@ -194,6 +197,16 @@ def _require_same_tables(alphas: Sequence[Record], where: str) -> None:
         rows and all(rows) for size in sizes for rows in size.values()
     ):
         raise DataError(f"run: {where} must hold the same tables in every line")
+
+
+def _whole_table(table: Record | None, where: str) -> Record | None:
+    """Refuse a record of a table from which something is missing."""
+    if table is not None:
+        splits = [(table.get(split, {}), shapes.SCORE) for split in ("valid", "test")]
+        for part, shape in ((table, shapes.TABLE), *splits):
+            if missing := sorted(shape.keys() - part.keys()):
+                raise DataError(f"run: {where}: table must have {missing[0]}")
+    return table
 
 
 def _softmax(row: Sequence[float | None]) -> list[float]:

@@ -7,9 +7,20 @@ from typing import Any
 from pyfast_nas.errors import DataError
 from pyfast_nas.viz.markup import printable
 
-__all__ = ["ALPHAS", "CONFIG", "EVALUATION", "METRICS", "RESULT", "TIMING", "require"]
+__all__ = [
+    "ALPHAS",
+    "CONFIG",
+    "EVALUATION",
+    "METRICS",
+    "RESULT",
+    "SCORE",
+    "TABLE",
+    "TIMING",
+    "require",
+]
 
 NUMBER = (int, float, type(None))  # what is not finite is written as null
+FIGURE = (int, float)
 COUNT = (int, type(None))
 WORD = (str,)
 OBJECT: Mapping = {}
@@ -24,7 +35,9 @@ CONFIG = {
     "kernels": {EACH: WORD},
     "versions": OBJECT,
 }
-RESULT = {"warnings": [WORD]}
+SCORE = {"column": WORD, "value": FIGURE, "rank": (int,), "best": FIGURE, "regret": FIGURE}
+TABLE = {"file": WORD, "architectures": (int,), "arch": WORD, "valid": SCORE, "test": SCORE}
+RESULT = {"warnings": [WORD], "table": TABLE}
 METRICS = {
     "kind": WORD,
     "epoch": COUNT,

@@ -7,7 +7,7 @@ from pyfast_nas.viz.markup import escape, printable
 from pyfast_nas.viz.run_folder import RunFolder
 from pyfast_nas.viz.units import duration, memory, number
 
-__all__ = ["settings", "times"]
+__all__ = ["measured", "settings", "standing", "times"]
 
 
 def times(run: RunFolder) -> str:
@@ -35,6 +35,40 @@ def times(run: RunFolder) -> str:
     if peak := run.peak_memory:
         rows.append(("peak memory", memory(peak)))
     return _table(rows)
+
+
+def measured(run: RunFolder) -> str:
+    """Tell where the result stands in the table of measured architectures.
+
+    Example:
+        >>> from pathlib import Path
+        >>> measured(RunFolder(path=Path("."), config={}))
+        ''
+    """
+    rows = list(standing(run.table or {}).items())
+    if not rows:
+        return ""
+    source = f"{printable(run.table.get('arch', ''), 200)} in {printable(run.table['file'], 200)}"
+    return f"<p>Looked up, not trained: <code>{escape(source)}</code></p>{_table(rows)}"
+
+
+def standing(table: Mapping[str, Any]) -> dict[str, str]:
+    """Return a line for each split of what a result says of a table of measured architectures.
+
+    Example:
+        >>> split = {"column": "c10_test_e200", "value": 93.5, "rank": 12, "best": 94.37}
+        >>> standing({"file": "a.csv", "architectures": 15625, "test": split | {"regret": 0.87}})
+        {'test': '93.5 (c10_test_e200), rank 12 of 15,625, 0.87 below the best'}
+    """
+    lines = {}
+    for split in ("valid", "test"):
+        if score := table.get(split):
+            lines[split] = (
+                f"{number(score['value'])} ({printable(score['column'], 60)}), rank "
+                f"{score['rank']:,} of {table['architectures']:,}, {number(score['regret'])} below "
+                "the best"
+            )
+    return lines
 
 
 def settings(run: RunFolder) -> str:

@@ -1,6 +1,10 @@
 """A genotype in words, for a terminal of any character set."""
 
+import contextlib
+
+from pyfast_nas.errors import GenotypeError
 from pyfast_nas.spaces.base import Genotype
+from pyfast_nas.spaces.nas_bench_201 import NASBench201
 from pyfast_nas.viz.cell import input_name
 from pyfast_nas.viz.markup import printable
 
@@ -31,4 +35,7 @@ def describe(genotype: Genotype) -> str:
             ]
             lines.append(f"  {name(target)} = {' + '.join(terms)}")
         lines.append(f"  output of nodes {', '.join(map(name, genotype.outputs[table]))}")
+    if genotype.space == NASBench201.name:
+        with contextlib.suppress(GenotypeError):  # it may be none of the space
+            lines.append(NASBench201().to_string(genotype))
     return "\n".join(lines)

@@ -28,6 +28,7 @@ class Runs:
         notes=(),
         accuracies=((0.95, 0.96, 0.955), (0.94, 0.96, 0.95)),
         warnings=(),
+        measured=None,
     ) -> Path:
         folder = self.parent / name
         folder.mkdir()
@@ -75,7 +76,8 @@ class Runs:
             "versions": {"torch": "2.13.0"},
         }
         (folder / "config.json").write_text(json.dumps(config))
-        (folder / "result.json").write_text(json.dumps({"warnings": list(warnings)}))
+        result = {"warnings": list(warnings)} | ({} if measured is None else {"table": measured})
+        (folder / "result.json").write_text(json.dumps(result))
         for file, rows in (("alphas", lines), ("metrics", metrics), ("timing", timing)):
             text = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / f"{file}.jsonl").write_text(text)

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from pyfast_nas.errors import DataError
-from pyfast_nas.spaces import Toy
+from pyfast_nas.spaces import NASBench201, Toy
 from pyfast_nas.viz.findings import examine
 from pyfast_nas.viz.report import render_report, write_report
 from pyfast_nas.viz.run_folder import RunFolder
@@ -249,7 +249,7 @@ def mutated(value, choose):
     "name", ["config.json", "evaluation.json", "result.json", "metrics", "alphas", "timing"]
 )
 def test_whatever_the_files_hold_ends_in_a_page_or_one_clear_error(runs, name):
-    folder = runs.make(space=Toy(), epochs=1)
+    folder = runs.make(space=Toy(), epochs=1, measured=table())
     choose = random.Random(name)
     path = folder / (name if "." in name else f"{name}.jsonl")
     lines = path.read_text().splitlines() if "." not in name else [path.read_text()]
@@ -264,3 +264,39 @@ def test_whatever_the_files_hold_ends_in_a_page_or_one_clear_error(runs, name):
         except DataError:
             outcomes.add("error")
     assert outcomes == {"page", "error"}
+
+
+def score(**changes):
+    return {"column": "c10", "value": 93.5, "rank": 1234, "best": 94.4, "regret": 0.9} | changes
+
+
+def table(**changes):
+    record = {"file": "cells.csv", "architectures": 15625, "arch": "|none~0|"}
+    return record | {"valid": score(value=84.0), "test": score()} | changes
+
+
+def test_a_cell_among_all_that_were_measured(runs):
+    page = read(runs.make(space=NASBench201(channels=2, cells=1), measured=table()))
+    for words in (
+        "Among all architectures",
+        "|none~0| in cells.csv",
+        "93.5 (c10), rank 1,234 of 15,625, 0.9 below the best",
+        "nor_conv_3x3",
+    ):
+        assert words in page, words
+    assert "Among all architectures" not in read(runs.make("other"))
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"file": "cells.csv"}, "table must have arch"),
+        (table(test={}), "table must have best"),
+        (table(test=score(rank="1")), "rank must be int, got str"),
+        (table(valid=score(value=None)), "value must be int or float, got NoneType"),
+        ([], "table must be dict, got list"),
+    ],
+)
+def test_a_record_of_a_table_that_is_none(record, words, runs):
+    with pytest.raises(DataError, match=words):
+        RunFolder.read(runs.make(measured=record))
