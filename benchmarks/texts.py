@@ -22,7 +22,8 @@ TEXTS = {
 The whole search super-net on images of CIFAR-10's shape, float32. `eager` is plain PyTorch
 (`pyfast_nas/bench/plain_*.py`), `checkpoint` computes each cell again in backward and lies
 channels-last, `compile-edge` and `compile-cell` give `torch.compile` each edge or cell on its own,
-`fused` is `spaces.DARTS().supernet()`, `accelerate` the plain model after `pyfast_nas.accelerate`.
+`fused` is `spaces.DARTS().supernet()` or `spaces.NASBench201().supernet()`, `accelerate` the plain
+model after `pyfast_nas.accelerate`.
 Saved is what autograd keeps for backward beyond parameters, held what torch's allocator holds after
 the forward pass (checkpoints keep their inputs outside of autograd's books): MiB an image. Peak is
 the allocator's, resident that of a fresh process above its idle state, scratch of kernels included:

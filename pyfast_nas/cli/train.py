@@ -63,8 +63,9 @@ def parse(arguments: Sequence[str]) -> Train:
     parsed = _parsed(arguments, data, "darts")
     choice = parsed["main"]
     with contextlib.suppress(Error):  # what is wrong with the file is for the command to say
-        # The defaults are those of the space, which stands in the genotype.
-        parsed = _parsed(arguments, data, read_genotype(choice.genotype).space)
+        space = read_genotype(choice.genotype).space
+        if space != "darts":  # whose defaults are others
+            parsed = _parsed(arguments, data, space)
     output = choice.output or free_folder(Path("runs"), f"{data}-train")
     values = {f.name: getattr(parsed["training"], f.name) for f in dataclasses.fields(TrainConfig)}
     config = TrainConfig(**(values | {"output": str(output)}))
