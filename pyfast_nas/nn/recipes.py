@@ -30,10 +30,11 @@ class NormLayer:
         before: The convolution in front of it, or None.
     """
 
-    __slots__ = ("before", "buffers", "channels", "own", "parameters")
+    __slots__ = ("before", "buffers", "channels", "had_bias", "own", "parameters")
 
     def __init__(self, layer: nn.BatchNorm2d, before: nn.Conv2d | None = None) -> None:
         self.before = {} if before is None else before._parameters
+        self.had_bias = self.bias is not None
         self.own = layer.__dict__
         self.parameters = layer._parameters
         self.buffers = layer._buffers
@@ -68,6 +69,8 @@ class NormLayer:
             return None
         if training and tracks and mean is None:
             return None  # torch counts the batch and keeps nothing else of it
+        if self.had_bias and self.bias is None:
+            return None  # it may be computed elsewhere now
         if training or mean is None:
             rows.append(self if training and tracks else None)
             return Norm(gamma, beta, None, None, eps)

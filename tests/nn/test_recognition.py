@@ -10,7 +10,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from pyfast_nas import _ext
 from pyfast_nas.nn import MixedOp, frozen_statistics
@@ -482,6 +482,20 @@ def test_a_change_after_the_first_call_is_seen(change, fused, fused_nodes):
     assert fused_nodes == [2, fused]
     with _ext.use("reference"):
         torch.testing.assert_close(got, edge(images(1), weights), **FLOAT64)
+
+
+class Tripled(nn.Module):
+    def forward(self, values):
+        return 3 * values
+
+
+def test_a_bias_that_is_computed_elsewhere_is_left_to_the_module(fused_nodes):
+    """It is part of the running mean, and has a gradient of its own."""
+    edge = randomise(MixedOp([nn.Sequential(nn.ReLU(), full(bias=True), norm())]).double())
+    assert_same(edge)
+    parametrize.register_parametrization(edge.candidate(0)[1], "bias", Tripled())
+    assert_same(edge)
+    assert fused_nodes == [1, 1]
 
 
 def test_parameters_are_read_at_each_call(fused_nodes):
