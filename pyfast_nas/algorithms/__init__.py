@@ -1,8 +1,10 @@
 """Search algorithms by name, one file each; the loop that drives them is the engine's."""
 
 from pyfast_nas.algorithms.base import SearchAlgorithm, SharedWeightSearch
+from pyfast_nas.algorithms.bilevel_search import BilevelSearch
 from pyfast_nas.algorithms.darts import DARTS
 from pyfast_nas.algorithms.gradient_search import GradientSearch
+from pyfast_nas.algorithms.idarts import IDARTS
 from pyfast_nas.algorithms.msg_das import MSGDAS
 from pyfast_nas.algorithms.options import Option, Range, check_options, option_table
 from pyfast_nas.algorithms.random_search import RandomSearch
@@ -11,7 +13,9 @@ from pyfast_nas.algorithms.step_graph import StepGraph
 __all__ = [
     "ALGORITHMS",
     "DARTS",
+    "IDARTS",
     "MSGDAS",
+    "BilevelSearch",
     "GradientSearch",
     "Option",
     "RandomSearch",
@@ -24,5 +28,5 @@ __all__ = [
 ]
 
 ALGORITHMS: dict[str, type[SharedWeightSearch]] = {
-    algorithm.name: algorithm for algorithm in (DARTS, MSGDAS, RandomSearch)
+    algorithm.name: algorithm for algorithm in (DARTS, IDARTS, MSGDAS, RandomSearch)
 }

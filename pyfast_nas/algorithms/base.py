@@ -228,13 +228,18 @@ class SharedWeightSearch:
         if not isinstance(loss, Tensor) or loss.dim() != 0:
             shape = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"loss: must return a tensor of shape [], got {shape}")
-        if torch.is_grad_enabled() and not loss.requires_grad:
+        if torch.is_grad_enabled() and not loss.requires_grad and self._weights_learn:
             raise ValueError("loss: must return a tensor with a gradient, it does not require grad")
         metrics: Metrics = {f"{split}/loss": loss.detach()}
         if outputs.dim() == 2 and labels.dim() == 1 and not labels.is_floating_point():
             hits = outputs.detach().argmax(dim=1) == labels
             metrics[f"{split}/accuracy"] = hits.float().mean()
         return loss, outputs, metrics
+
+    @property
+    def _weights_learn(self) -> bool:
+        """Whether this is a pass for the weights, too, rather than for the alphas alone."""
+        return any(weight.requires_grad for weight in self.weights)
 
     @contextlib.contextmanager
     def _weight_update(self, step: Callable[[], None] | None = None) -> Iterator[None]:

@@ -6,10 +6,15 @@ import pytest
 import torch
 from torch.nn.modules import module as torch_module
 
-from pyfast_nas.algorithms import DARTS, MSGDAS, RandomSearch, gradient_search
+from pyfast_nas.algorithms import DARTS, IDARTS, MSGDAS, RandomSearch, gradient_search
 
 METHODS = {
     "darts": lambda: DARTS(),
+    "darts finite difference": lambda: DARTS(hypergradient="finite_difference"),
+    "darts unrolled": lambda: DARTS(hypergradient="unrolled"),
+    "darts identity": lambda: DARTS(hypergradient="identity"),
+    "idarts": lambda: IDARTS(inner_steps=1),
+    "idarts by differences": lambda: IDARTS(inner_steps=1, hvp="finite_difference"),
     "msg-das": lambda: MSGDAS(alpha_warmup=0),
     "msg-das joint": lambda: MSGDAS(alpha_warmup=0, mode="joint", kd_warmup=0),
     "msg-das kd in both": lambda: MSGDAS(alpha_warmup=0, kd_warmup=0, kd_in_alpha_step=True),

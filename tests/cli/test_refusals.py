@@ -29,7 +29,11 @@ USAGE = [
     ("search --algorithm random --alpha-lr 1", 2, "--alpha-lr belongs to the algorithm 'darts'"),
     ("search --space toy --cells 3", 2, "--cells belongs to the space 'darts', not to 'toy'"),
     ("search --num-classes 3", 2, "unknown option '--num-classes'"),
-    ("search --algorithm dart", 2, "one of darts, msg-das, random, got 'dart'; did you mean"),
+    (
+        "search --algorithm dart",
+        2,
+        "one of darts, idarts, msg-das, random, got 'dart'; did you mean",
+    ),
     ("search --space galaxy", 2, "--space must be one of darts, nas-bench-201, toy, got 'galaxy'"),
     ("search --algorithm msg-das --mode jiont", 2, "one of accumulate, joint, got 'jiont'"),
     ("search --data imagenet", 2, "'digits', 'toy', 'cifar10:FOLDER' or 'cifar100:FOLDER'"),
