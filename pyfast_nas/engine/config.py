@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import os
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 
@@ -55,6 +55,13 @@ class SearchConfig:
 
     stop_on_collapse: bool = False
     """End the search at the epoch in which a cell collapses."""
+
+    curvature_interval: Annotated[int, Range(at_least=0)] = 0
+    """Epochs between two measurements of the architecture Hessian's largest eigenvalue; 0: none."""
+
+    curvature_action: Literal["watch", "stop", "go_back"] = "watch"
+    """What to do when it grows: nothing, end with an earlier architecture, or go back there and on
+    with a larger weight decay."""
 
     compare: Annotated[int | None, Range(at_least=0)] = None
     """Random architectures to train for comparison with the found one; 0 trains nothing."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pyfast_nas.engine.callbacks import EpochEnd
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.spaces.base import Genotype, SearchSpace
 from pyfast_nas.spaces.tables import AccuracyTable, Score
@@ -18,7 +19,7 @@ _SPLITS = ("valid", "test")
 
 
 class TableScores:
-    """Looks genotypes up in two columns of a table.
+    """Looks genotypes up in two columns of a table; as a callback, those of every epoch.
 
     Args:
         path: File of the table.
@@ -51,6 +52,10 @@ class TableScores:
         self.columns = columns or COLUMNS.get(data_name, COLUMNS["cifar10"])
         for column in self.columns:
             self._table.column(column)
+
+    def __call__(self, end: EpochEnd) -> None:
+        """Put what the table says of an epoch's architecture into its row."""
+        end.row.update(self.row(end.genotype))
 
     def row(self, genotype: Genotype) -> dict[str, float]:
         """Return what a line of metrics says of a genotype: value, rank, regret of each split."""

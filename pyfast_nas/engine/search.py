@@ -2,9 +2,8 @@
 
 import dataclasses
 import logging
-import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,15 @@ from torch import Generator, Tensor, nn
 from pyfast_nas._ext import kernels_in_use
 from pyfast_nas.algorithms import ALGORITHMS
 from pyfast_nas.algorithms.base import SearchAlgorithm
-from pyfast_nas.algorithms.step_graph import StepGraph
 from pyfast_nas.data.image_data import ImageData
 from pyfast_nas.data.loader import DeviceLoader
 from pyfast_nas.data.sources import load_data
+from pyfast_nas.engine.callbacks import Callback
 from pyfast_nas.engine.config import SearchConfig, run_device
+from pyfast_nas.engine.course import run_epochs
+from pyfast_nas.engine.curvature import CurvatureMonitor
 from pyfast_nas.engine.evaluation import evaluate_against_random
-from pyfast_nas.engine.health import alpha_rows, collapsed, health, require_finite
-from pyfast_nas.engine.metrics import Means, MetricBuffer
+from pyfast_nas.engine.health import health
 from pyfast_nas.engine.preparation import (
     data_record,
     fitted_space,
@@ -32,7 +32,6 @@ from pyfast_nas.engine.preparation import (
 from pyfast_nas.engine.presets import preset
 from pyfast_nas.engine.progress import Progress, Silent
 from pyfast_nas.engine.randomness import seeded
-from pyfast_nas.engine.rates import timing_since
 from pyfast_nas.engine.run_files import RunFiles
 from pyfast_nas.engine.scores import TableScores
 from pyfast_nas.errors import ConfigError
@@ -49,8 +48,9 @@ class SearchResult:
     """What a search found, and how it got there.
 
     Attributes:
-        genotype: The architecture, derived from the alphas after the last epoch.
-        alphas: Architecture parameters at the end, on the CPU.
+        genotype: The architecture, derived from the alphas.
+        alphas: Architecture parameters after :attr:`epoch`, on the CPU.
+        epoch: Epoch whose architecture it is: the last one, unless a callback chose an earlier one.
         history: One row an epoch, as in ``metrics.jsonl``.
         evaluation: Content of ``evaluation.json``, or ``None`` without a comparison.
         table: Value, rank and regret in a table of measured architectures, or ``None`` without one.
@@ -64,6 +64,7 @@ class SearchResult:
 
     genotype: Genotype
     alphas: Mapping[str, Tensor]
+    epoch: int
     history: tuple[dict[str, Any], ...]
     evaluation: Mapping[str, Any] | None
     table: Mapping[str, Any] | None
@@ -100,6 +101,7 @@ def search(
     config: SearchConfig | None = None,
     progress: Progress | None = None,
     loss: LossFn = F.cross_entropy,
+    callbacks: Sequence[Callback] = (),
     **options: Any,
 ) -> SearchResult:
     """Search an architecture: alternate weight and architecture updates, then derive.
@@ -113,6 +115,9 @@ def search(
         config: Options together.
         progress: Display that receives events.
         loss: ``(outputs, labels) -> scalar``, the mean over the batch.
+        callbacks: What looks on at the end of every epoch, such as
+            :class:`~pyfast_nas.engine.curvature.CurvatureMonitor`; the first that decides something
+            decides.
         options: Options one by one, the fields of :class:`SearchConfig`; they go before ``config``.
 
     Raises:
@@ -144,6 +149,17 @@ def search(
     if config.table is not None:
         scores = TableScores(config.table, space, data.name, config.table_columns)
         config = dataclasses.replace(config, table_columns=scores.columns)
+        callbacks = (scores, *callbacks)
+    if config.curvature_interval:
+        if not hasattr(algorithm, "bilevel_problem"):
+            raise ConfigError(
+                f"search: curvature_interval must be 0 with {algorithm.name!r}, which has no loss "
+                f"to differentiate twice in its alphas, got {config.curvature_interval}"
+            )
+        monitor = CurvatureMonitor(
+            interval=config.curvature_interval, action=config.curvature_action
+        )
+        callbacks = (*callbacks, monitor)
     device = run_device(config.device)
     seeds = torch.randint(
         2**62, (3,), generator=Generator("cpu").manual_seed(config.seed), device="cpu"
@@ -175,11 +191,9 @@ def search(
         size = sum(parameter.numel() for parameter in supernet.parameters())
         event = {"phase": "search", "kind": "start", "epochs": config.epochs, "parameters": size}
         progress.update({**event, "steps_per_epoch": len(loader), "config": record})
-        history, warnings = _epochs(
-            algorithm, space, loader, config, device, files, progress, scores
-        )
-        genotype = algorithm.derive()
-        alphas = {table: value.detach().cpu() for table, value in algorithm.alphas.items()}
+        course = run_epochs(algorithm, space, loader, config, files, progress, callbacks)
+        genotype, alphas = course.found[course.chosen]
+        history, warnings = course.history, list(course.warnings.values())
         table = None if scores is None else scores.record(genotype)
         files.write("genotype.json", genotype.to_json())
         files.write_json(
@@ -187,8 +201,8 @@ def search(
             {
                 **record,
                 "genotype": genotype.to_dict(),
-                "epoch": len(history),
-                "rule": "the architecture parameters after the last epoch",
+                "epoch": course.chosen,
+                "rule": f"the architecture parameters after {course.rule}",
                 "trained": bool(history),
                 "probabilities": probabilities(alphas, space.candidates),
                 **health(space, alphas, genotype),
@@ -211,85 +225,13 @@ def search(
         evaluation=evaluation,
         table=table,
         warnings=tuple(warnings),
+        epoch=course.chosen,
         trained=bool(history),
         config=config,
         record=record,
         space=space,
         output=files.folder,
     )
-
-
-def _epochs(
-    algorithm: SearchAlgorithm,
-    space: SearchSpace,
-    loader: DeviceLoader,
-    config: SearchConfig,
-    device: torch.device,
-    files: RunFiles,
-    progress: Progress,
-    scores: TableScores | None,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Run all epochs; return one row an epoch and what was amiss."""
-    buffer, history, step = MetricBuffer("search"), [], 0
-    steps = config.epochs * len(loader)
-    event = {"phase": "search", "epochs": config.epochs, "steps": steps}
-    warnings: dict[str, str] = {}  # kind of warning -> its latest words
-    graph = StepGraph(algorithm) if config.graph else None
-    make_step = algorithm.step if graph is None else graph.step
-    if graph is not None and graph.reason and device.type == "cuda":
-        _LOG.info("search: steps run without a CUDA graph: %s", graph.reason)
-    if not config.epochs:
-        _warn(warnings, "no epoch was run: the genotype is that of the initial alphas")
-    files.append(
-        "alphas.jsonl", {"epoch": 0, "alphas": alpha_rows(algorithm.alphas, space.candidates)}
-    )
-    for epoch in range(1, config.epochs + 1):
-        started, means = time.perf_counter(), Means()
-        for place, (train, valid) in enumerate(loader, start=1):
-            step += 1
-            buffer.add(step, make_step(train, valid))
-            if step % config.log_interval and place < len(loader):
-                continue
-            # Here, and only here, the host waits for the device.
-            interval = Means()
-            for _, row in buffer.fetch():
-                interval.add(row)
-                means.add(row)
-            require_finite(algorithm.alphas, space.candidates, step)
-            row = {"kind": "step", "step": step, "epoch": epoch, **interval.values()}
-            files.append("metrics.jsonl", row)
-            timing = timing_since(started, place, 2 * config.batch_size, device)
-            left = (steps - step) / timing["steps_per_second"]
-            progress.update({**event, **timing, **row, "seconds_left": left})
-        genotype = algorithm.derive()
-        sick = collapsed(genotype, config.collapse_limit)
-        amiss = [*sick, *algorithm.alarms()]
-        if graph is not None and graph.failed:
-            amiss.append(f"steps ran without a CUDA graph, which failed: {graph.reason}")
-        for sentence in amiss:
-            _warn(warnings, sentence)
-        row = {"kind": "epoch", "epoch": epoch, **means.values()}
-        row |= health(space, algorithm.alphas, genotype)
-        if scores is not None:
-            row |= scores.row(genotype)
-        if amiss:
-            row["warnings"] = amiss
-        timing = {
-            "epoch": epoch,
-            **timing_since(started, len(loader), 2 * config.batch_size, device),
-        }
-        history.append(row)
-        files.append("metrics.jsonl", row)
-        files.append(
-            "alphas.jsonl",
-            {"epoch": epoch, "alphas": alpha_rows(algorithm.alphas, space.candidates)},
-        )
-        files.append("timing.jsonl", {"kind": "epoch", **timing})
-        progress.update({**event, **timing, **row})
-        if sick and config.stop_on_collapse:
-            _warn(warnings, f"stopped in epoch {epoch} of {config.epochs} because a cell collapsed")
-            break
-    return history, list(warnings.values())
 
 
 def _record(
@@ -323,11 +265,3 @@ def _finish_phase(
     seconds = time.perf_counter() - started
     files.append("timing.jsonl", {"kind": "total", "phase": phase, "seconds": seconds})
     progress.update({"phase": phase, "kind": "end", "seconds": seconds, **content})
-
-
-def _warn(warnings: dict[str, str], sentence: str) -> None:
-    """Keep a sentence for the result, and log it once: a number that grew makes no new warning."""
-    kind = re.sub(r"\d+", "#", sentence)
-    if kind not in warnings:
-        _LOG.warning("search: %s", sentence)
-    warnings[kind] = sentence

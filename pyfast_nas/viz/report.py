@@ -280,6 +280,13 @@ def _curves(run: RunFolder) -> str:
             line_chart(lines(("lead", "margin")), title="Lead", bottom=0),
         ),
         (
+            "Largest eigenvalue of the Hessian in the architecture",
+            line_chart(
+                lines(("eigenvalue", "curvature"), ("average", "curvature_average")),
+                title="Curvature",
+            ),
+        ),
+        (
             "Skip connections among the kept edges",
             line_chart(skips, title="Skip connections", bottom=0, top=1, whole=True),
         ),

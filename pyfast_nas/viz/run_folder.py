@@ -72,17 +72,19 @@ class RunFolder:
         genotype, evaluation = path / "genotype.json", path / "evaluation.json"
         result = path / "result.json"
         result = _read_json(result, shapes.RESULT) if result.is_file() else {}
-        alphas = _read_lines(path / "alphas.jsonl", shapes.ALPHAS, ("epoch", "alphas"))
+        alphas = _latest(
+            _read_lines(path / "alphas.jsonl", shapes.ALPHAS, ("epoch", "alphas")), "epoch"
+        )
         _require_same_tables(alphas, printable(path / "alphas.jsonl"))
         metrics = _read_lines(path / "metrics.jsonl", shapes.METRICS, ("kind", "epoch"))
         timing = _read_lines(path / "timing.jsonl", shapes.TIMING, ("kind",))
         return cls(
             path=path,
             config=_read_json(path / "config.json", shapes.CONFIG),
-            steps=[line for line in metrics if line["kind"] == "step"],
-            epochs=[line for line in metrics if line["kind"] == "epoch"],
+            steps=_latest([line for line in metrics if line["kind"] == "step"], "step"),
+            epochs=_latest([line for line in metrics if line["kind"] == "epoch"], "epoch"),
             alphas=alphas,
-            timing=[line for line in timing if line["kind"] == "epoch"],
+            timing=_latest([line for line in timing if line["kind"] == "epoch"], "epoch"),
             totals={
                 str(line.get("phase", "search")): line["seconds"]
                 for line in timing
@@ -269,3 +271,15 @@ def _read_lines(path: Path, shape: Mapping[str, Any], needed: Sequence[str]) -> 
             if missing := [key for key in needed if key not in records[-1]]:
                 raise DataError(f"run: {where} must have {missing[0]}")
     return records
+
+
+def _latest(lines: Sequence[Record], key: str) -> list[Record]:
+    """Lines in order of ``key``: of a search that went back and on again those written last."""
+    kept: list[Record] = []
+    for line in lines:
+        while kept and _is_number(line.get(key)) and _is_number(kept[-1].get(key)):
+            if kept[-1][key] < line[key]:
+                break
+            kept.pop()
+        kept.append(line)
+    return kept
