@@ -1,8 +1,9 @@
 """The signature of every hypergradient estimator, and what it returns."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Protocol
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, Protocol
 
 from torch import Tensor
 
@@ -10,7 +11,10 @@ from pyfast_nas.errors import ConfigError
 from pyfast_nas.hypergradients import vectors
 from pyfast_nas.hypergradients.problem import BilevelProblem
 
-__all__ = ["Gradients", "Hypergradient", "Info", "require_count"]
+__all__ = ["Gradients", "Hypergradient", "Info", "estimator", "require_count"]
+
+
+Options = ParamSpec("Options")
 
 
 class Hypergradient(Protocol):
@@ -73,6 +77,29 @@ class Gradients(tuple[Tensor, ...]):
         self.direct, self.implicit, self.info = tuple(direct), tuple(implicit), info
         info.direct_norm, info.implicit_norm = vectors.norm(direct), vectors.norm(implicit)
         return self
+
+    def __getnewargs__(self):
+        """Return what a copy is made of."""
+        return self.direct, self.implicit, self.info
+
+
+def estimator(function: Callable[Options, Gradients]) -> Callable[Options, Gradients]:
+    """Let all passes of an estimator share one block that leaves no trace.
+
+    Example:
+        >>> @estimator
+        ... def nothing(problem, train, valid):
+        ...     return Gradients([], [], Info())
+        >>> nothing(BilevelProblem(weights=[], alphas=[], train_loss=sum, valid_loss=sum), 0, 0)
+        ()
+    """
+
+    @functools.wraps(function)
+    def quiet(*arguments: Options.args, **options: Options.kwargs) -> Gradients:
+        with arguments[0].quiet():
+            return function(*arguments, **options)
+
+    return quiet
 
 
 def require_count(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyfast_nas.errors import DivergenceError
 from pyfast_nas.hypergradients import vectors
-from pyfast_nas.hypergradients.base import Gradients, Info, require_count
+from pyfast_nas.hypergradients.base import Gradients, Info, estimator, require_count
 from pyfast_nas.hypergradients.first_order import outer_gradients
 from pyfast_nas.hypergradients.problem import BilevelProblem
 from pyfast_nas.hypergradients.products import HessianProducts, Mode
@@ -17,6 +17,7 @@ from pyfast_nas.hypergradients.products import HessianProducts, Mode
 __all__ = ["Solution", "conjugate_gradient", "solve"]
 
 
+@estimator
 def conjugate_gradient(
     problem: BilevelProblem,
     train: Any,

@@ -6,7 +6,7 @@ import torch
 
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.hypergradients import vectors
-from pyfast_nas.hypergradients.base import Gradients, Info
+from pyfast_nas.hypergradients.base import Gradients, Info, estimator
 from pyfast_nas.hypergradients.first_order import outer_gradients
 from pyfast_nas.hypergradients.problem import BilevelProblem
 from pyfast_nas.hypergradients.products import HessianProducts
@@ -17,6 +17,7 @@ __all__ = ["exact"]
 MAX_WEIGHTS = 4096
 
 
+@estimator
 def exact(problem: BilevelProblem, train: Any, valid: Any, *, damping: float = 0.0) -> Gradients:
     r"""Return the implicit hypergradient by a dense solve.
 

@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from pyfast_nas.hypergradients.base import Gradients
+from pyfast_nas.hypergradients.base import Gradients, estimator
 from pyfast_nas.hypergradients.problem import BilevelProblem
 from pyfast_nas.hypergradients.unrolled import MixedAt, one_step
 
 __all__ = ["finite_difference"]
 
 
+@estimator
 def finite_difference(
     problem: BilevelProblem,
     train: Any,

@@ -5,12 +5,13 @@ from typing import Any
 from torch import Tensor
 
 from pyfast_nas.hypergradients import vectors
-from pyfast_nas.hypergradients.base import Gradients, Info
+from pyfast_nas.hypergradients.base import Gradients, Info, estimator
 from pyfast_nas.hypergradients.problem import BilevelProblem
 
 __all__ = ["first_order", "outer_gradients"]
 
 
+@estimator
 def first_order(problem: BilevelProblem, train: Any, valid: Any) -> Gradients:
     r"""Return :math:`\nabla_\alpha L_{valid}(w, \alpha)`, as if the weights did not answer.
 

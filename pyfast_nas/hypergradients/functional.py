@@ -213,7 +213,7 @@ def _estimate(
 
 
 def _require_influence(problem: BilevelProblem, train: Any, valid: Any) -> None:
-    with problem.passes():
+    with problem.one_pass():
         loss = problem.train_loss(train) + problem.valid_loss(valid)
         found = torch.autograd.grad(loss, problem.alphas, allow_unused=True)
     for place, gradient in enumerate(found):

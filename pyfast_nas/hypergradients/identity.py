@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from pyfast_nas.hypergradients import vectors
-from pyfast_nas.hypergradients.base import Gradients, Info
+from pyfast_nas.hypergradients.base import Gradients, Info, estimator
 from pyfast_nas.hypergradients.first_order import outer_gradients
 from pyfast_nas.hypergradients.problem import BilevelProblem
 from pyfast_nas.hypergradients.products import HessianProducts, Mode
@@ -13,6 +13,7 @@ from pyfast_nas.hypergradients.products import HessianProducts, Mode
 __all__ = ["identity"]
 
 
+@estimator
 def identity(
     problem: BilevelProblem,
     train: Any,

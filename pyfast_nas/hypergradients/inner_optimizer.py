@@ -26,8 +26,14 @@ class _Group:
     places: list[int]
     options: dict[str, Any]
 
-    def of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        return [tensors[place] for place in self.places]
+    def of(self, values: Sequence[Any]) -> list[Any]:
+        """Return its part of the values."""
+        return [values[place] for place in self.places]
+
+    def put(self, values: list[Any], part: Sequence[Any]) -> None:
+        """Write its part of the values."""
+        for place, value in zip(self.places, part, strict=True):
+            values[place] = value
 
 
 class InnerOptimizer:
@@ -119,7 +125,8 @@ class InnerOptimizer:
         """
         if self.is_sgd:
             new, _, tape = self.sgd_step(weights, gradients, self.buffers())
-            return new, lambda adjoint: self.sgd_pull(adjoint, None, tape)[0]
+            nothing = [None] * len(tape)
+            return new, lambda adjoint: self.sgd_pull(adjoint, nothing, tape)[0]
         return self._adam_step(weights, gradients)
 
     @torch.no_grad()
@@ -143,68 +150,63 @@ class InnerOptimizer:
         existed = [buffer is not None for buffer in buffers]
         for group in _split(self._groups(), existed):
             options, old = group.options, group.of(weights)
-            sign = -1.0 if options["maximize"] else 1.0
-            update = vectors.scaled(group.of(gradients), sign)
-            vectors.axpy_(update, options["weight_decay"], old)
+            update = group.of(gradients)
+            if options["maximize"]:
+                update = vectors.scaled(update, -1.0)
+            if options["weight_decay"] != 0:
+                update = vectors.total(update, old, options["weight_decay"])
             if options["momentum"] != 0:
                 # torch begins with the gradient itself, whatever the dampening.
                 momentum = update
                 if existed[group.places[0]]:
                     momentum = vectors.scaled(group.of(buffers), options["momentum"])
                     vectors.axpy_(momentum, 1 - options["dampening"], update)
-                for place, buffer in zip(group.places, momentum, strict=True):
-                    new_buffers[place] = buffer
+                group.put(new_buffers, momentum)
                 if options["nesterov"]:
-                    update = vectors.total(update, vectors.scaled(momentum, options["momentum"]))
+                    update = vectors.total(update, momentum, options["momentum"])
                 else:
                     update = momentum
-            moved = vectors.total(old, vectors.scaled(update, -options["lr"]))
-            for place, weight in zip(group.places, moved, strict=True):
-                new_weights[place] = weight
+            group.put(new_weights, vectors.total(old, update, -options["lr"]))
         return new_weights, new_buffers, existed
 
     @torch.no_grad()
     def sgd_pull(
         self,
         adjoint: Sequence[Tensor],
-        buffer_adjoint: Sequence[Tensor] | None,
+        buffer_adjoint: Sequence[Tensor | None],
         existed: Sequence[bool],
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
         """Pull a gradient back through one step of SGD.
 
         Args:
             adjoint: Gradient by the new weights.
-            buffer_adjoint: Gradient by the new momentum; None is zero.
+            buffer_adjoint: Gradient by the new momentum, None where it is zero.
             existed: Which momentum was there before the step, as `sgd_step` says.
 
         Returns:
             Gradients by the raw gradient, by the old weights at a fixed gradient, and by the old
             momentum.
         """
-        after = vectors.zeros_like(adjoint) if buffer_adjoint is None else list(buffer_adjoint)
-        by_gradient, by_weights, by_buffer = (list(adjoint) for _ in range(3))
+        by_gradient, by_weights = list(adjoint), list(adjoint)
+        by_buffer: list[Tensor | None] = [None] * len(adjoint)
         for group in _split(self._groups(), existed):
-            options = group.options
+            options, momentum = group.options, group.options["momentum"]
             by_update = vectors.scaled(group.of(adjoint), -options["lr"])
             by_decayed = by_update  # by gradient + decay * weight
-            by_old = vectors.zeros_like(by_update)
-            if options["momentum"] != 0:
-                factor = options["momentum"] if options["nesterov"] else 1.0
-                by_momentum = vectors.total(group.of(after), vectors.scaled(by_update, factor))
+            if momentum != 0:
+                by_momentum = vectors.scaled(by_update, momentum if options["nesterov"] else 1.0)
+                after = group.of(buffer_adjoint)
+                if after[0] is not None:
+                    by_momentum = vectors.total(by_momentum, after)
                 by_decayed = by_momentum
                 if existed[group.places[0]]:
                     by_decayed = vectors.scaled(by_momentum, 1 - options["dampening"])
-                    by_old = vectors.scaled(by_momentum, options["momentum"])
+                    group.put(by_buffer, vectors.scaled(by_momentum, momentum))
                 if options["nesterov"]:
                     by_decayed = vectors.total(by_decayed, by_update)
-            sign = -1.0 if options["maximize"] else 1.0
-            raw = vectors.scaled(by_decayed, sign)
-            old = vectors.total(
-                group.of(adjoint), vectors.scaled(by_decayed, options["weight_decay"])
-            )
-            for index, place in enumerate(group.places):
-                by_gradient[place], by_weights[place] = raw[index], old[index]
-                by_buffer[place] = by_old[index]
+            group.put(by_gradient, vectors.scaled(by_decayed, -1.0 if options["maximize"] else 1.0))
+            decayed = vectors.total(group.of(adjoint), by_decayed, options["weight_decay"])
+            group.put(by_weights, decayed)
         return by_gradient, by_weights, by_buffer
 
     def _adam_step(
@@ -254,15 +256,13 @@ class InnerOptimizer:
         return weight - rate * first / denominator, -rate * sign * (slope - bend)
 
 
-def clipping(gradients: Sequence[Tensor], limit: float | None) -> Tensor | float:
+def clipping(gradients: Sequence[Tensor], limit: float) -> Tensor:
     """Return what norm clipping multiplies a gradient by: ``min(1, limit / |gradient|)``.
 
     Example:
         >>> clipping([torch.tensor([3.0, 4.0])], 1.0)
         tensor(0.2000)
     """
-    if limit is None:
-        return 1.0
     length = vectors.norm(gradients)
     return torch.where(length > limit, limit / length, torch.ones_like(length))
 

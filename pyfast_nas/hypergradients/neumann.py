@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyfast_nas.errors import ConfigError, DivergenceError
 from pyfast_nas.hypergradients import vectors
-from pyfast_nas.hypergradients.base import Gradients, Info, require_count
+from pyfast_nas.hypergradients.base import Gradients, Info, estimator, require_count
 from pyfast_nas.hypergradients.first_order import outer_gradients
 from pyfast_nas.hypergradients.problem import BilevelProblem
 from pyfast_nas.hypergradients.products import HessianProducts, Mode
@@ -17,6 +17,7 @@ from pyfast_nas.hypergradients.spectrum import largest_eigenvalue
 __all__ = ["neumann"]
 
 
+@estimator
 def neumann(
     problem: BilevelProblem,
     train: Any,

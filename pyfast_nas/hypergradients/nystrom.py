@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.hypergradients import vectors
-from pyfast_nas.hypergradients.base import Gradients, Info, require_count
+from pyfast_nas.hypergradients.base import Gradients, Info, estimator, require_count
 from pyfast_nas.hypergradients.first_order import outer_gradients
 from pyfast_nas.hypergradients.problem import BilevelProblem
 from pyfast_nas.hypergradients.products import HessianProducts, Mode
@@ -16,6 +16,7 @@ from pyfast_nas.hypergradients.products import HessianProducts, Mode
 __all__ = ["nystrom"]
 
 
+@estimator
 def nystrom(
     problem: BilevelProblem,
     train: Any,

@@ -39,9 +39,9 @@ class BilevelProblem:
         valid_loss: ``batch -> scalar``, the outer loss.
         weight_optimizer: What trains the weights: estimators read its learning rate, momentum and
             decay, and never change it.
-        without_trace: Context inside of which passes leave buffers and random streams alone, and
-            inside of which each pass begins at the same random state; ``None`` restores the
-            random streams of torch.
+        without_trace: Context inside of which passes leave the buffers of a model alone; entered
+            once by an estimator, whose passes all begin at the same random state of torch anyway.
+            What it yields, if anything, is called before each pass.
 
     Raises:
         ConfigError: If a tensor is no leaf that requires a gradient, or is both weight and
@@ -65,7 +65,8 @@ class BilevelProblem:
     train_loss: Callable[[Any], Tensor]
     valid_loss: Callable[[Any], Tensor]
     weight_optimizer: torch.optim.Optimizer | InnerOptimizer | None = None
-    without_trace: Callable[[], contextlib.AbstractContextManager[None]] | None = None
+    without_trace: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    _rewind: Callable[[], Any] | None = dataclasses.field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.weights, self.alphas = tuple(self.weights), tuple(self.alphas)
@@ -144,10 +145,23 @@ class BilevelProblem:
         return self.weight_optimizer
 
     @contextlib.contextmanager
-    def passes(self) -> Iterator[None]:
-        """Let what runs inside leave no trace, with gradients on."""
-        quiet = self.without_trace or (lambda: replayed_streams(self.device))
-        with quiet(), torch.enable_grad():
+    def quiet(self) -> Iterator[None]:
+        """Leave buffers alone inside; a block inside of another one does nothing."""
+        if self._rewind is not None:
+            yield
+            return
+        with self.without_trace() as rewind:
+            self._rewind = rewind or _nothing
+            try:
+                yield
+            finally:
+                self._rewind = None
+
+    @contextlib.contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """Leave no trace of a pass, with gradients on, from the same random state as the others."""
+        with self.quiet(), replayed_streams(self.device), torch.enable_grad():
+            self._rewind()
             yield
 
     def gradients(
@@ -166,7 +180,7 @@ class BilevelProblem:
         Raises:
             ValueError: If the loss is no scalar.
         """
-        with self.passes(), contextlib.ExitStack() as stack:
+        with self.one_pass(), contextlib.ExitStack() as stack:
             if not create_graph:
                 stack.enter_context(self._only(wanted))
             loss = (self.train_loss if split == "train" else self.valid_loss)(batch)
@@ -234,12 +248,15 @@ def replayed_streams(device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Give the buffers of a module, and torch's random streams, back as they were found.
+def untouched(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Give the buffers of a module back as they were found; yield what resets them meanwhile.
+
+    Layers work on copies, which graphs that are made inside may keep.
 
     Example:
         >>> norm = nn.BatchNorm1d(2)
-        >>> with untouched(norm):
+        >>> with untouched(norm) as rewind:
+        ...     rewind()
         ...     y = norm(torch.ones(4, 2))
         >>> norm.running_mean, int(norm.num_batches_tracked)
         (tensor([0., 0.]), 0)
@@ -250,17 +267,21 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    device = next(iter(model.parameters()), torch.empty(0)).device
-    with replayed_streams(device):
-        try:
-            # Layers work on copies, which graphs made inside may keep.
-            copies = {id(buffer): buffer.clone() for *_, buffer in places}
-            for buffers, name, buffer in places:
-                buffers[name] = copies[id(buffer)]
-            yield
-        finally:
-            for buffers, name, buffer in places:
-                buffers[name] = buffer
+
+    def rewind() -> None:
+        copies = {id(buffer): buffer.clone() for *_, buffer in places}
+        for buffers, name, buffer in places:
+            buffers[name] = copies[id(buffer)]
+
+    try:
+        yield rewind
+    finally:
+        for buffers, name, buffer in places:
+            buffers[name] = buffer
+
+
+def _nothing() -> None:
+    """Stand in for a reset where there is nothing to reset."""
 
 
 def _described(thing: object) -> str:

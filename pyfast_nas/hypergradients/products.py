@@ -173,7 +173,7 @@ class HessianProducts:
             return vectors.zeros_like(wanted)
         sources, directions = zip(*pairs, strict=True)
         # Backward may run layers again.
-        with self._precisely(), self.problem.passes():
+        with self._precisely(), self.problem.one_pass():
             return list(
                 torch.autograd.grad(
                     sources,

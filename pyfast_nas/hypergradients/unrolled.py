@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.hypergradients import vectors
-from pyfast_nas.hypergradients.base import Gradients, Info, require_count
+from pyfast_nas.hypergradients.base import Gradients, Info, estimator, require_count
 from pyfast_nas.hypergradients.first_order import outer_gradients
 from pyfast_nas.hypergradients.inner_optimizer import clipping
 from pyfast_nas.hypergradients.problem import BilevelProblem, moved
@@ -18,6 +18,7 @@ __all__ = ["MixedAt", "one_step", "unrolled"]
 MixedAt = Literal["start", "unrolled"]
 
 
+@estimator
 def unrolled(
     problem: BilevelProblem,
     train: Any,
@@ -101,13 +102,12 @@ def one_step(
         raise ConfigError(f"mixed_at must be 'start' or 'unrolled', got {mixed_at!r:.200}")
     inner = problem.inner
     products = HessianProducts(problem, train, mode=hvp, radius=radius)
-    gradient = problem.gradients("train", train, problem.weights)
-    factor = clipping(gradient, clip)
+    gradient, factor = _clipped(problem.gradients("train", train, problem.weights), clip)
     with moved(problem.weights) as start:
-        stepped, pull = inner.step(start, vectors.scaled(gradient, factor))
+        stepped, pull = inner.step(start, gradient)
         vectors.copy_(problem.weights, stepped)
         outer, direct = outer_gradients(problem, valid)
-        along = vectors.scaled(pull(outer), factor)
+        along = _times(pull(outer), factor)
         implicit = products.aw(along) if mixed_at == "unrolled" else None
     if implicit is None:
         implicit = products.aw(along)
@@ -126,27 +126,37 @@ def _several_steps(
 ) -> Gradients:
     inner = problem.inner
     info = Info()
-    trajectory: list[tuple[Any, list[Tensor], Tensor | float, list[bool]]] = []
+    trajectory: list[tuple[Any, list[Tensor], Tensor | None, list[bool]]] = []
     with moved(problem.weights) as weights:
         buffers = inner.buffers()
         for batch in batches:
             gradient = problem.gradients("train", batch, problem.weights)
-            factor = clipping(gradient, clip)
+            gradient, factor = _clipped(gradient, clip)
             before = weights
-            weights, buffers, existed = inner.sgd_step(
-                before, vectors.scaled(gradient, factor), buffers
-            )
+            weights, buffers, existed = inner.sgd_step(before, gradient, buffers)
             trajectory.append((batch, before, factor, existed))
             vectors.copy_(problem.weights, weights)
         outer, direct = outer_gradients(problem, valid)
         implicit = vectors.zeros_like(direct)
-        adjoint, of_buffers = list(outer), None
+        adjoint, of_buffers = list(outer), [None] * len(outer)
         for batch, before, factor, existed in reversed(trajectory[-last:]):
             vectors.copy_(problem.weights, before)
             along, adjoint, of_buffers = inner.sgd_pull(adjoint, of_buffers, existed)
             products = HessianProducts(problem, batch, mode=hvp, radius=radius)
-            of_weights, of_alphas = products.both(vectors.scaled(along, factor))
+            of_weights, of_alphas = products.both(_times(along, factor))
             vectors.axpy_(implicit, 1.0, of_alphas)
             vectors.axpy_(adjoint, 1.0, of_weights)
             info.products["both"] = info.products.get("both", 0) + 1
     return Gradients(direct, implicit, info)
+
+
+def _clipped(
+    gradient: Sequence[Tensor], limit: float | None
+) -> tuple[Sequence[Tensor], Tensor | None]:
+    """Return the clipped gradient and its factor, None where nothing is clipped."""
+    factor = None if limit is None else clipping(gradient, limit)
+    return _times(gradient, factor), factor
+
+
+def _times(xs: Sequence[Tensor], factor: Tensor | None) -> Sequence[Tensor]:
+    return xs if factor is None else vectors.scaled(xs, factor)

@@ -67,17 +67,25 @@ def scaled(xs: Vector, factor: Scalar) -> list[Tensor]:
         >>> scaled([torch.ones(2)], 3.0)
         [tensor([3., 3.])]
     """
-    return list(torch._foreach_mul(list(xs), factor)) if xs else []
+    if not xs:
+        return []
+    # A learning rate in a tensor may stand on another device than the weights.
+    factor = factor.to(xs[0].device) if isinstance(factor, Tensor) else factor
+    return list(torch._foreach_mul(list(xs), factor))
 
 
-def total(xs: Vector, ys: Vector) -> list[Tensor]:
-    """Return ``x + y``.
+def total(xs: Vector, ys: Vector, factor: Scalar = 1.0) -> list[Tensor]:
+    """Return ``x + factor * y``.
 
     Example:
-        >>> total([torch.ones(2)], [torch.ones(2)])
-        [tensor([2., 2.])]
+        >>> total([torch.ones(2)], [torch.ones(2)], 2.0)
+        [tensor([3., 3.])]
     """
-    return list(torch._foreach_add(list(xs), list(ys))) if xs else []
+    if not xs:
+        return []
+    if isinstance(factor, Tensor):
+        return list(torch._foreach_add(list(xs), scaled(ys, factor)))
+    return list(torch._foreach_add(list(xs), list(ys), alpha=factor))
 
 
 def axpy_(ys: Vector, factor: Scalar, xs: Vector) -> None:
@@ -89,8 +97,10 @@ def axpy_(ys: Vector, factor: Scalar, xs: Vector) -> None:
         >>> ys
         [tensor([3., 3.])]
     """
-    if ys:
-        torch._foreach_add_(list(ys), torch._foreach_mul(list(xs), factor))
+    if ys and isinstance(factor, Tensor):
+        torch._foreach_add_(list(ys), scaled(xs, factor))
+    elif ys:
+        torch._foreach_add_(list(ys), list(xs), alpha=factor)
 
 
 @torch.no_grad()
@@ -135,7 +145,7 @@ def perturb(xs: Vector, step: Tensor, direction: Vector) -> list[Tensor]:
         >>> perturb([torch.ones(2)], torch.tensor(0.5), [torch.ones(2)])
         [tensor([1.5000, 1.5000])]
     """
-    return total(xs, scaled(direction, step))
+    return total(xs, direction, step)
 
 
 def difference(plus: Vector, minus: Vector, step: Tensor) -> list[Tensor]:
@@ -195,7 +205,7 @@ def cg_step_(
     axpy_(solution, length, direction)
     axpy_(residual, -length, product)
     new_square = dot(residual, residual)
-    copy_(direction, total(residual, scaled(direction, new_square / square)))
+    copy_(direction, total(residual, direction, new_square / square))
     return new_square
 
 

@@ -1,5 +1,6 @@
 """Estimators of the implicit function theorem: limits, bounds, costs, what they report."""
 
+import copy
 import math
 
 import pytest
@@ -310,6 +311,14 @@ def test_parts_and_norms_are_reported(quadratic):
     assert gradients.implicit[0].item() == pytest.approx(-0.3)
     assert float(gradients.info.direct_norm) == pytest.approx(1.0)
     assert float(gradients.info.implicit_norm) == pytest.approx(0.3)
+
+
+def test_a_copy_keeps_the_parts(quadratic):
+    gradients = hg.neumann(quadratic(), None, None)
+    for copied in (copy.copy(gradients), copy.deepcopy(gradients)):
+        assert torch.equal(copied[0], gradients[0])
+        assert torch.equal(copied.implicit[0], gradients.implicit[0])
+        assert copied.info.products == {"ww": 2, "aw": 1}
 
 
 def test_nothing_to_solve_is_zero(quadratic):

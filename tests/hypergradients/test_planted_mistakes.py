@@ -212,7 +212,7 @@ def restoring(how):
 
 
 def counted_statistics(patch):
-    patch.setattr(problem, "untouched", lambda model: problem.replayed_streams(torch.device("cpu")))
+    patch.setattr(problem, "untouched", lambda model: contextlib.nullcontext())
 
 
 def fresh_masks(patch):
