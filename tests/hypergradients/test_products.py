@@ -171,6 +171,32 @@ def test_two_evaluations_without_a_step_are_identical(smooth, batch):
     assert not torch.equal(first[0], third[0])
 
 
+class Growing(nn.Module):
+    """What it computes depends on how often it ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("runs", torch.ones(()))
+        self.linear = nn.Linear(5, 3).double()
+
+    def forward(self, x):
+        self.runs += 1
+        return (self.linear(x) * self.runs).tanh()
+
+
+def test_every_pass_begins_with_the_same_buffers(batch, like, distance):
+    model = Growing()
+    problem = BilevelProblem.of_module(model, alphas=[model.linear.bias])
+    u = like(problem.weights, 1)
+    with problem.quiet():
+        exact = HessianProducts(problem, batch(1)).ww(u)
+        how = {"mode": "finite_difference", "radius": 1e-4}
+        differences = HessianProducts(problem, batch(1), **how)
+        assert distance(differences.ww(u), exact) <= 1e-6
+        assert distance(differences.ww(u), exact) <= 1e-6
+    assert float(model.runs) == 1
+
+
 @pytest.mark.promise("H5")
 @pytest.mark.parametrize("mode", MODES)
 def test_zero_gives_zero(mode, smooth, batch, snapshot):
