@@ -23,6 +23,22 @@ PFN_HD MapPlace map_place(int64_t index, int height, int width, int channels) {
           static_cast<int>(index - number * channels)};
 }
 
+// Calls take(number, place) for the numbers of such maps that fall to a thread, in steps of the
+// grid.
+template <typename Take>
+PFN_DEVICE void for_each_number(
+    const Block& block, int64_t samples, int height, int width, int channels, Take&& take) {
+  const int64_t count = samples * height * width * channels;
+  for (int64_t i = block.x() * kMapThreads + block.thread(); i < count;
+       i += block.blocks() * kMapThreads) {
+    take(i, map_place(i, height, width, channels));
+  }
+}
+template <typename Take>
+PFN_DEVICE void for_each_number(const Block& block, const NodeSizes& sizes, Take&& take) {
+  for_each_number(block, sizes.samples, sizes.height, sizes.width, sizes.channels, take);
+}
+
 // The rows (or columns) of an input of `size` that a 3 x 3 window over output `at` covers.
 struct PoolSpan {
   int first, last;
@@ -65,10 +81,7 @@ struct PoolForward {
   PFN_DEVICE void run(const Block& block, Shared&) const {
     const PoolUnit<T>& unit = at[block.y()];
     if (unit.selected.is_off()) return;
-    const int64_t count = sizes.pixels() * sizes.channels;
-    for (int64_t i = block.x() * kThreads + block.thread(); i < count;
-         i += block.blocks() * kThreads) {
-      const MapPlace place = map_place(i, sizes.height, sizes.width, sizes.channels);
+    for_each_number(block, sizes, [&](int64_t i, const MapPlace& place) {
       const PoolSpan rows = pool_span(place.row, unit.stride, unit.in_height);
       const PoolSpan columns = pool_span(place.column, unit.stride, unit.in_width);
       Acc sum{0}, most = -static_cast<Acc>(HUGE_VALF);
@@ -83,7 +96,7 @@ struct PoolForward {
       }
       const int covered = (rows.last - rows.first + 1) * (columns.last - columns.first + 1);
       unit.y[i] = unit.is_max ? most : sum / static_cast<Acc>(covered);
-    }
+    });
   }
 };
 
@@ -114,10 +127,7 @@ struct Combine {
   int64_t pixel;
 
   PFN_DEVICE void run(const Block& block, Shared&) const {
-    const int64_t count = sizes.pixels() * sizes.channels;
-    for (int64_t i = block.x() * kThreads + block.thread(); i < count;
-         i += block.blocks() * kThreads) {
-      const MapPlace place = map_place(i, sizes.height, sizes.width, sizes.channels);
+    for_each_number(block, sizes, [&](int64_t, const MapPlace& place) {
       T* to = out + place.sample * sample + place.pixel * pixel + place.channel;
       Acc sum = adds ? math::widen(*to) : Acc{0};
       for (int t = 0; t < terms; ++t) {
@@ -132,7 +142,7 @@ struct Combine {
         sum += math::widen(*term.weight) * y;
       }
       math::narrow(sum, to);
-    }
+    });
   }
 };
 
@@ -189,14 +199,11 @@ struct HiddenGradient {
   PFN_DEVICE void run(const Block& block, Shared&) const {
     const StageUnit<T>& unit = units.at[block.y()];
     if (unit.selected.is_off()) return;
-    const int64_t count = sizes.pixels() * sizes.channels;
-    for (int64_t i = block.x() * kThreads + block.thread(); i < count;
-         i += block.blocks() * kThreads) {
-      const MapPlace place = map_place(i, sizes.height, sizes.width, sizes.channels);
+    for_each_number(block, sizes, [&](int64_t i, const MapPlace& place) {
       const InputChannel<T> input(unit, place.channel, place.sample);
       const bool is_closed = input.at(input.row(place.row), place.column) <= Acc{0};
       out[block.y()][i] = is_closed ? Acc{0} : turned_window(unit, sizes, place);
-    }
+    });
   }
 };
 
@@ -232,10 +239,7 @@ struct InputGradient {
   bool adds;
 
   PFN_DEVICE void run(const Block& block, Shared&) const {
-    const int64_t count = sizes.samples * height * width * channels;
-    for (int64_t i = block.x() * kThreads + block.thread(); i < count;
-         i += block.blocks() * kThreads) {
-      const MapPlace place = map_place(i, height, width, channels);
+    const auto take = [&](int64_t, const MapPlace& place) {
       const Acc value = x.at(place.sample * x.sample + place.pixel * x.pixel + place.channel);
       Acc sum{0};
       for (int s = 0; s < stages_count; ++s) {
@@ -247,7 +251,8 @@ struct InputGradient {
       }
       T* to = out + place.sample * sample + place.pixel * pixel + place.channel;
       math::narrow(adds ? math::widen(*to) + sum : sum, to);
-    }
+    };
+    for_each_number(block, sizes.samples, height, width, channels, take);
   }
 
  private:

@@ -11,6 +11,21 @@ namespace pfn::cuda {
 // Channels that a block of these kernels takes at a time, and threads for each.
 constexpr int kNormLanes = 32, kNormParts = 8;
 
+// Of a thread of these blocks: its lane has one channel at a time, its part some of what is added
+// up for it.
+PFN_DEVICE int norm_lane(const Block& block) { return block.thread() % kNormLanes; }
+PFN_DEVICE int norm_part(const Block& block) { return block.thread() / kNormLanes; }
+
+// Calls take(channel, is_there) for the channels of a thread's lane, the same number of times for
+// all of the block.
+template <typename Take>
+PFN_DEVICE void for_each_channel(const Block& block, int channels, Take&& take) {
+  for (int first = 0; first < channels; first += kNormLanes) {
+    const int channel = first + norm_lane(block);
+    take(channel, channel < channels);
+  }
+}
+
 // The pixels of the batch in tiles, each of which leaves one partial sum for every channel.
 constexpr int kNormPixels = 512;
 
@@ -89,12 +104,10 @@ struct TileMoments {
   PFN_DEVICE void run(const Block& block, Shared& shared) const {
     const MomentsUnit<T>& unit = at[block.y()];
     if (unit.selected.is_off()) return;
-    const int lane = block.thread() % kNormLanes, part = block.thread() / kNormLanes;
+    const int lane = norm_lane(block), part = norm_part(block);
     const TilePixels pixels = tile_pixels(sizes, block.x());
     const Acc count = static_cast<Acc>(pixels.last - pixels.begin);
-    for (int first = 0; first < sizes.channels; first += kNormLanes) {
-      const int channel = first + lane;
-      const bool is_there = channel < sizes.channels;
+    for_each_channel(block, sizes.channels, [&](int channel, bool is_there) {
       Acc sum{0}, square{0};
       const auto for_each = [&](auto&& take) {
         for (int64_t pixel = pixels.begin + part; pixel < pixels.last && is_there;
@@ -128,7 +141,7 @@ struct TileMoments {
         to[1] = squares - rest * rest / static_cast<double>(count);
       }
       block.sync();
-    }
+    });
   }
 };
 
@@ -149,11 +162,9 @@ struct CloseMoments {
   PFN_DEVICE void run(const Block& block, Shared& shared) const {
     const NormUnit<T>& norm = at[block.y()];
     if (norm.selected.is_off()) return clear(block, norm);
-    const int lane = block.thread() % kNormLanes, part = block.thread() / kNormLanes;
+    const int lane = norm_lane(block), part = norm_part(block);
     const int64_t tiles = norm_tiles(sizes);
-    for (int first = 0; first < sizes.channels; first += kNormLanes) {
-      const int channel = first + lane;
-      const bool is_there = channel < sizes.channels;
+    for_each_channel(block, sizes.channels, [&](int channel, bool is_there) {
       if (norm.exists && !norm.is_known) {
         Moments mine{0.0, 0.0, 0.0};
         for (int64_t tile = part; tile < tiles && is_there; tile += kNormParts) {
@@ -171,7 +182,7 @@ struct CloseMoments {
         block.sync();
       }
       if (part == 0 && is_there) fold(norm, channel);
-    }
+    });
   }
 
  private:
@@ -225,13 +236,11 @@ struct Dots {
   PFN_DEVICE void run(const Block& block, Shared& shared) const {
     const DotsUnit<T>& unit = at[block.y()];
     if (unit.selected.is_off()) return;
-    const int lane = block.thread() % kNormLanes, part = block.thread() / kNormLanes;
+    const int lane = norm_lane(block), part = norm_part(block);
     const bool has_y = unit.y.own != nullptr || unit.y.scratch != nullptr;
     const int64_t map = static_cast<int64_t>(sizes.height) * sizes.width;
     const TilePixels pixels = tile_pixels(sizes, block.x());
-    for (int first = 0; first < sizes.channels; first += kNormLanes) {
-      const int channel = first + lane;
-      const bool is_there = channel < sizes.channels;
+    for_each_channel(block, sizes.channels, [&](int channel, bool is_there) {
       const Acc mean = is_there && unit.mean != nullptr ? unit.mean[channel] : Acc{0};
       Acc sum{0};
       for (int64_t pixel = pixels.begin + part; pixel < pixels.last && is_there;
@@ -250,7 +259,7 @@ struct Dots {
         unit.dots[block.x() * sizes.channels + channel] = total;
       }
       block.sync();
-    }
+    });
   }
 };
 
@@ -291,14 +300,12 @@ struct CloseDots {
   PFN_DEVICE void run(const Block& block, Shared& shared) const {
     const ThroughUnit<T>& unit = at[block.y()];
     if (unit.selected.is_off()) return clear(block, unit);
-    const int lane = block.thread() % kNormLanes, part = block.thread() / kNormLanes;
+    const int lane = norm_lane(block), part = norm_part(block);
     const int64_t tiles = norm_tiles(sizes);
     const double weight =
         unit.weight != nullptr ? static_cast<double>(math::widen(*unit.weight)) : 1.0;
     double grad_weight = 0.0;
-    for (int first = 0; first < sizes.channels; first += kNormLanes) {
-      const int channel = first + lane;
-      const bool is_there = channel < sizes.channels;
+    for_each_channel(block, sizes.channels, [&](int channel, bool is_there) {
       double sum = 0.0, dot = 0.0;
       for (int64_t tile = part; tile < tiles && is_there; tile += kNormParts) {
         sum += unit.sums[tile * sizes.channels + channel];
@@ -315,7 +322,7 @@ struct CloseDots {
         grad_weight += close(unit, channel, weight, sum, dot);
       }
       block.sync();
-    }
+    });
     if (part == 0) shared.weights[lane] = grad_weight;
     block.sync();
     if (block.thread() == 0 && unit.grad_weight != nullptr) {

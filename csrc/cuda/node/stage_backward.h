@@ -54,17 +54,7 @@ struct StageBelow {
         block.sync();
       }
     }
-    const Strip strip = strip_at(strips, first_strip + Shape::strip_of(thread));
-    const int place = first_place + Shape::channel_of(thread);
-#pragma unroll
-    for (int o = 0; o < kStrip; ++o) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (o < strip.inside && place + i < unit.z_channels()) {
-          unit.below[(strip.pixel + o) * unit.z_channels() + place + i] = sum[o][i];
-        }
-      }
-    }
+    write_tile<kC>(strips, first_strip, first_place, unit.z_channels(), thread, sum, unit.below);
   }
 };
 

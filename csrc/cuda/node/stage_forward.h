@@ -61,17 +61,7 @@ struct StageForward {
         block.sync();
       }
     }
-    const Strip strip = strip_at(strips, first_strip + Shape::strip_of(thread));
-    const int channel = first_channel + Shape::channel_of(thread);
-#pragma unroll
-    for (int o = 0; o < kStrip; ++o) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (o < strip.inside && channel + i < sizes.channels) {
-          unit.y[(strip.pixel + o) * sizes.channels + channel + i] = y[o][i];
-        }
-      }
-    }
+    write_tile<kC>(strips, first_strip, first_channel, sizes.channels, thread, y, unit.y);
   }
 };
 

@@ -63,4 +63,27 @@ PFN_DEVICE void for_each_pixel_operand(int thread, Put&& put) {
   }
 }
 
+// Writes the sums of a thread to a map [pixels, channels], of which the tile begins at a strip and
+// a channel.
+template <int kC, typename Acc>
+PFN_DEVICE void write_tile(const Strips& strips,
+                           int64_t first_strip,
+                           int first_channel,
+                           int channels,
+                           int thread,
+                           const Acc (&sum)[kStrip][4],
+                           Acc* map) {
+  const Strip strip = strip_at(strips, first_strip + TileShape<kC>::strip_of(thread));
+  const int channel = first_channel + TileShape<kC>::channel_of(thread);
+#pragma unroll
+  for (int o = 0; o < kStrip; ++o) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (o < strip.inside && channel + i < channels) {
+        map[(strip.pixel + o) * channels + channel + i] = sum[o][i];
+      }
+    }
+  }
+}
+
 }  // namespace pfn::cuda
