@@ -114,8 +114,7 @@ What waits is run by `make gpu-check`, one command of at most nine minutes:
 - `benchmarks/results/`: every time, speed-up, share of the copy bandwidth and peak of memory; and
   of each step how many kernels run and how much the host starts for them: plain, ours, recorded.
 
-Not built yet: tensor cores (TF32 where torch allows it) and 16-bit inputs for fused nodes, which
-take float32 and float64.
+Not built yet: tensor cores for fused nodes (TF32 where torch allows it).
 
 On the CPU the same tests are rehearsed on smaller grids, with stand-ins for CUDA graphs and for
 torch's synchronisation mode. They show that the tests run, nothing of a GPU.

@@ -26,6 +26,7 @@ __all__ = [
     "Library",
     "cache_folder",
     "compiled_for",
+    "has_cuda_kernels",
     "kernels_in_use",
     "library",
     "mode",
@@ -80,6 +81,11 @@ def compiled_for(device: torch.device) -> bool:
     """
     served = _served.get(device.type)
     return served if served is not None else _missing(device.type)
+
+
+def has_cuda_kernels(device: torch.device) -> bool:
+    """Say whether kernels for ``device`` are CUDA's: a GPU runs them, or in tests the CPU."""
+    return device.type == "cuda" or _is_twin
 
 
 def mode() -> str:
@@ -223,6 +229,7 @@ def _has_kernel(name: str, key: str) -> bool:
 _served: dict[str, bool] = {}
 _warned: set[str] = set()
 _library = _load()
+_is_twin = _library.record.get("kind") == "twin"
 _kernels = _kernel_devices()
 _mode = os.environ.get("PYFAST_NAS_KERNELS", "auto")
 if _mode in MODES:

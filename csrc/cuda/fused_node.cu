@@ -37,7 +37,7 @@ class Backward {
 
   Backward(const node::Node<T>& node,
            const node::Images<const T>& grad,
-           T* grad_weights,
+           Acc* grad_weights,
            Scratch& scratch)
       : node_(node),
         plan_(node, true, scratch),
@@ -58,7 +58,7 @@ class Backward {
   void run(Queue& queue) {
     plan_.run_outputs(queue);
     std::vector<DotsUnit<T>> dots{{grad_, {}, nullptr, sums_, {}}};
-    std::vector<ThroughUnit<T>> norms;
+    std::vector<ThroughUnit<Acc>> norms;
     for (size_t b = 0; b < branches().size(); ++b) {
       const BranchPlan<T>& branch = branches()[b];
       const Acc* mean = branch.norms.empty() ? nullptr : branch.norms.back().table;
@@ -95,7 +95,7 @@ class Backward {
   std::vector<BranchPlan<T>>& branches() { return plan_.branches(); }
   double* table() { return scratch_.template take<double>(norm_tiles(sizes()) * sizes().channels); }
 
-  static bool wants(const node::Stage<T>& stage) {
+  static bool wants(const node::Stage<Acc>& stage) {
     return stage.grad_taps != nullptr || stage.grad_matrix != nullptr ||
            stage.grad_shifted != nullptr;
   }
@@ -105,7 +105,7 @@ class Backward {
   }
   static bool wants_second(const BranchPlan<T>& plan) {
     if (plan.stages.size() < 2) return false;
-    const node::Norm<T>& norm = plan.branch->stages[0].norm;
+    const node::Norm<Acc>& norm = plan.branch->stages[0].norm;
     return wants_first(plan) || wants(plan.branch->stages[1]) || norm.grad_gamma != nullptr ||
            norm.grad_beta != nullptr;
   }
@@ -119,7 +119,7 @@ class Backward {
     Acc* below = scratch_.template take<Acc>(most);
     for (size_t s = 0; s < count; ++s) {
       StageUnit<T>& unit = branch.stages[s];
-      const node::Stage<T>& stage = branch.branch->stages[s];
+      const node::Stage<Acc>& stage = branch.branch->stages[s];
       unit.below = below;
       if (stage.grad_matrix != nullptr || stage.grad_shifted != nullptr) {
         unit.matrix_parts = scratch_.template take<Acc>(splits_ * matrix_numbers(unit));
@@ -151,12 +151,12 @@ class Backward {
     return static_cast<int64_t>(unit.in_channels) * unit.taps_count();
   }
 
-  ThroughUnit<T> through_last(size_t b) {
+  ThroughUnit<Acc> through_last(size_t b) {
     const BranchPlan<T>& plan = branches()[b];
-    const node::Branch<T>& branch = *plan.branch;
-    ThroughUnit<T> unit{};
+    const node::Branch<Acc>& branch = *plan.branch;
+    ThroughUnit<Acc> unit{};
     if (!plan.norms.empty()) {
-      const node::Norm<T>& norm = branch.stages.empty() ? branch.norm : branch.stages.back().norm;
+      const node::Norm<Acc>& norm = branch.stages.empty() ? branch.norm : branch.stages.back().norm;
       unit.norm = plan.norms.back();
       unit.is_given = norm.is_given;
       unit.grad_gamma = norm.grad_gamma;
@@ -176,12 +176,12 @@ class Backward {
     std::vector<StageUnit<T>> stages;
     std::vector<Acc*> hidden;
     std::vector<DotsUnit<T>> dots;
-    std::vector<ThroughUnit<T>> norms;
+    std::vector<ThroughUnit<Acc>> norms;
     for (size_t b = 0; b < branches().size(); ++b) {
       const BranchPlan<T>& plan = branches()[b];
       if (!wants_second(plan)) continue;
       const Through& through = through_[b];
-      const node::Norm<T>& norm = plan.branch->stages[0].norm;
+      const node::Norm<Acc>& norm = plan.branch->stages[0].norm;
       stages.push_back(plan.stages[1]);
       hidden.push_back(through.hidden);
       const Map<T> grad = plan_.dense(through.hidden);
@@ -240,11 +240,11 @@ class Backward {
   }
 
   void sum_parts(Queue& queue) {
-    std::vector<PartsUnit<T>> parts;
+    std::vector<PartsUnit<Acc>> parts;
     for (const BranchPlan<T>& plan : branches()) {
       for (size_t s = 0; s < plan.stages.size(); ++s) {
         const StageUnit<T>& unit = plan.stages[s];
-        const node::Stage<T>& stage = plan.branch->stages[s];
+        const node::Stage<Acc>& stage = plan.branch->stages[s];
         const int64_t matrix = matrix_numbers(unit), taps = taps_numbers(unit);
         const int64_t rows = matrix / sizes().channels * unit.rows;
         if (stage.grad_matrix != nullptr) {
@@ -262,11 +262,11 @@ class Backward {
       }
     }
     Queue::in_groups(parts.size(), kPartsUnits, [&](size_t first, size_t count) {
-      SumParts<T> kernel{};
+      SumParts<Acc> kernel{};
       std::copy_n(parts.begin() + static_cast<std::ptrdiff_t>(first), count, kernel.at);
       int64_t most = 0;
       for (size_t p = first; p < first + count; ++p) most = std::max(most, parts[p].grad_count);
-      queue.run(kernel, blocks_for(most, SumParts<T>::kThreads, kMaxReducingBlocks),
+      queue.run(kernel, blocks_for(most, SumParts<Acc>::kThreads, kMaxReducingBlocks),
                 static_cast<int64_t>(count));
     });
   }
@@ -279,9 +279,9 @@ class Backward {
       queue.run(kernel, norm_tiles(sizes()), static_cast<int64_t>(count));
     });
   }
-  void close(Queue& queue, const std::vector<ThroughUnit<T>>& norms) const {
+  void close(Queue& queue, const std::vector<ThroughUnit<Acc>>& norms) const {
     Queue::in_groups(norms.size(), kThroughUnits, [&](size_t first, size_t count) {
-      CloseDots<T> kernel{};
+      CloseDots<Acc> kernel{};
       std::copy_n(norms.begin() + static_cast<std::ptrdiff_t>(first), count, kernel.at);
       kernel.sizes = sizes();
       queue.run(kernel, 1, static_cast<int64_t>(count));
@@ -291,7 +291,7 @@ class Backward {
   // Everything that an input is handed; at least one launch, which zeroes what nobody reads.
   void run_input(Queue& queue, const node::Edge<T>& edge) {
     std::vector<StageUnit<T>> stages;
-    std::vector<PlainUnit<T>> plain;
+    std::vector<PlainUnit<Acc>> plain;
     for (size_t b = 0; b < branches().size(); ++b) {
       const BranchPlan<T>& branch = branches()[b];
       if (branch.edge != &edge) continue;
@@ -333,7 +333,7 @@ class Backward {
   const node::Node<T>& node_;
   NodePlan<T> plan_;
   Map<T> grad_;
-  T* grad_weights_;
+  Acc* grad_weights_;
   Scratch& scratch_;
   int64_t splits_ = 1;
   double* sums_ = nullptr;
@@ -370,7 +370,7 @@ int64_t fused_node_backward_bytes(const node::Node<T>& node) {
 template <typename T>
 cudaError_t launch_fused_node_backward(const node::Node<T>& node,
                                        const node::Images<const T>& grad,
-                                       T* grad_weights,
+                                       math::acc_t<T>* grad_weights,
                                        void* memory,
                                        cudaStream_t stream) {
   Scratch scratch(memory);
@@ -385,8 +385,10 @@ cudaError_t launch_fused_node_backward(const node::Node<T>& node,
                                          cudaStream_t);                                       \
   template int64_t fused_node_backward_bytes(const node::Node<T>&);                           \
   template cudaError_t launch_fused_node_backward(                                            \
-      const node::Node<T>&, const node::Images<const T>&, T*, void*, cudaStream_t);
+      const node::Node<T>&, const node::Images<const T>&, math::acc_t<T>*, void*, cudaStream_t);
 PFN_INSTANTIATE(float)
 PFN_INSTANTIATE(double)
+PFN_INSTANTIATE(math::Half)
+PFN_INSTANTIATE(math::BFloat16)
 
 }  // namespace pfn::cuda

@@ -126,7 +126,7 @@ int64_t fused_node_backward_bytes(const node::Node<T>& node);
 template <typename T>
 cudaError_t launch_fused_node_backward(const node::Node<T>& node,
                                        const node::Images<const T>& grad,
-                                       T* grad_weights,  // [columns] or null
+                                       math::acc_t<T>* grad_weights,  // [columns] or null
                                        void* memory,
                                        cudaStream_t stream);
 

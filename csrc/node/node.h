@@ -6,6 +6,8 @@
 #include <functional>
 #include <vector>
 
+#include "math/accumulate.h"
+
 namespace pfn::node {
 
 enum class Kind : int64_t { skip = 0, max_pool = 1, mean_pool = 2, conv = 3 };
@@ -65,7 +67,8 @@ struct Images {
   T* at(int64_t n) const { return data + n * sample; }
 };
 
-// One input.
+// One input. Maps are stored as T; parameters, weights and their gradients in the type that sums
+// over maps have.
 template <typename T>
 struct Edge {
   Images<const T> x;
@@ -75,7 +78,7 @@ struct Edge {
   int64_t height = 0;
   int64_t width = 0;
   int64_t stride = 1;
-  std::vector<Branch<T>> branches;
+  std::vector<Branch<math::acc_t<T>>> branches;
 };
 
 template <typename T>

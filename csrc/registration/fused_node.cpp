@@ -29,6 +29,11 @@ struct OnCpu {
   // What branches that are taken out leave as it is.
   static void clear(Tensor& place) { torch::stable::zero_(place); }
 
+  template <typename Function>
+  static void dispatch(const char* op, const Tensor& x, Function&& function) {
+    dispatch_wide(op, x, function);
+  }
+
   template <typename T>
   static void forward(const NodeCall&, node::Node<T>& node, const Images<T>& y) {
     node::keep_selected(node);
@@ -62,6 +67,11 @@ struct OnCuda {
     return torch::stable::new_empty(like, {bytes}, torch::headeronly::ScalarType::Byte);
   }
 
+  template <typename Function>
+  static void dispatch(const char* op, const Tensor& x, Function&& function) {
+    dispatch_floating(op, "xs", x, function);
+  }
+
   template <typename T>
   static void forward(const NodeCall& call, const node::Node<T>& node, const Images<T>& y) {
     const Tensor memory = scratch(call.weights, cuda::fused_node_bytes(node));
@@ -73,7 +83,7 @@ struct OnCuda {
   static void backward(const NodeCall& call,
                        const node::Node<T>& node,
                        const Images<const T>& grad,
-                       T* grad_weights) {
+                       math::acc_t<T>* grad_weights) {
     const Tensor memory = scratch(call.weights, cuda::fused_node_backward_bytes(node));
     check_launch(call.op, cuda::launch_fused_node_backward(node, grad, grad_weights,
                                                            memory.mutable_data_ptr(),
@@ -97,10 +107,11 @@ Tensor run_forward(const NodeCall& call,
   } else if (call.selected.has_value()) {
     Where::clear(statistics);
   }
-  dispatch_wide(call.op, call.xs[0], [&](auto tag) {
+  Where::dispatch(call.op, call.xs[0], [&](auto tag) {
     using T = typename decltype(tag)::type;
+    using Acc = math::acc_t<T>;
     std::vector<Tensor> kept;
-    const std::vector<T*> none(call.params.size(), nullptr);
+    const std::vector<Acc*> none(call.params.size(), nullptr);
     node::Node<T> node = call.read<T>(sizes, none, kept);
     node.statistics = mutable_data<double>(call.op, "statistics", statistics);
     Where::forward(call, node, images_at(mutable_data<T>(call.op, "y", y), y));
@@ -192,16 +203,18 @@ std::tuple<Tensor, std::vector<Tensor>> run_backward(const NodeCall& call,
   Tensor grad_weights =
       torch::stable::new_empty(call.weights, {wanted.weights ? call.weights.size(0) : 0});
   std::vector<Tensor> grad_params;
-  dispatch_wide(call.op, call.xs[0], [&](auto tag) {
+  Where::dispatch(call.op, call.xs[0], [&](auto tag) {
     using T = typename decltype(tag)::type;
-    std::vector<T*> places(call.params.size(), nullptr);
+    using Acc = math::acc_t<T>;
+    std::vector<Acc*> places(call.params.size(), nullptr);
     for (int64_t p : wanted.params) {
       check(p >= 0 && p < static_cast<int64_t>(call.params.size()), call.op,
             ": wanted_params must index params, got ", p);
       const Tensor& param = call.params[static_cast<size_t>(p)];
       grad_params.push_back(torch::stable::new_empty(param, param.sizes()));
       if (call.selected.has_value()) Where::clear(grad_params.back());
-      places[static_cast<size_t>(p)] = mutable_data<T>(call.op, "grad_params", grad_params.back());
+      places[static_cast<size_t>(p)] =
+          mutable_data<Acc>(call.op, "grad_params", grad_params.back());
     }
     std::vector<Tensor> kept;
     node::Node<T> node = call.read<T>(sizes, places, kept);
@@ -211,7 +224,7 @@ std::tuple<Tensor, std::vector<Tensor>> run_backward(const NodeCall& call,
     place_input_gradients(call, wanted, node);
     Where::backward(
         call, node, images_at(const_data<T>(call.op, "grad", grad), grad),
-        wanted.weights ? mutable_data<T>(call.op, "grad_weights", grad_weights) : nullptr);
+        wanted.weights ? mutable_data<Acc>(call.op, "grad_weights", grad_weights) : nullptr);
   });
   return {std::move(grad_weights), std::move(grad_params)};
 }

@@ -138,7 +138,7 @@ struct NodeCall {
   // `kept` owns the copies that this takes. Statistics and the inputs' gradients are the caller's.
   template <typename T>
   node::Node<T> read(const Sizes& sizes,
-                     const std::vector<T*>& grads,
+                     const std::vector<math::acc_t<T>*>& grads,
                      std::vector<Tensor>& kept) const;
 };
 
@@ -186,9 +186,10 @@ inline Sizes NodeCall::checked() const {
 
 template <typename T>
 node::Node<T> NodeCall::read(const Sizes& sizes,
-                             const std::vector<T*>& grads,
+                             const std::vector<math::acc_t<T>*>& grads,
                              std::vector<Tensor>& kept) const {
-  ParamReader<T> reader(op, params, grads, eps, kept);
+  using Acc = math::acc_t<T>;
+  ParamReader<Acc> reader(op, params, grads, eps, kept);
   node::Node<T> node;
   node.samples = sizes.samples;
   node.channels = sizes.channels;
@@ -202,7 +203,7 @@ node::Node<T> NodeCall::read(const Sizes& sizes,
     edge.width = xs[e].size(3);
     edge.stride = strides[e];
   }
-  const T* weight = const_data<T>(op, "weights", weights);
+  const Acc* weight = const_data<Acc>(op, "weights", weights);
   const bool* flags = selected.has_value() ? const_data<bool>(op, "selected", *selected) : nullptr;
   for (size_t at = 0; at < layout.size(); at += kNumbers) {
     const int64_t* numbers = layout.data() + at;
@@ -210,7 +211,7 @@ node::Node<T> NodeCall::read(const Sizes& sizes,
               numbers[1] <= static_cast<int64_t>(Kind::conv),
           op, ": layout must name edges and kinds that exist");
     Edge<T>& edge = node.edges[static_cast<size_t>(numbers[0])];
-    Branch<T>& branch = edge.branches.emplace_back();
+    Branch<Acc>& branch = edge.branches.emplace_back();
     branch.kind = static_cast<Kind>(numbers[1]);
     branch.column = static_cast<int64_t>(at / kNumbers);
     branch.weight = weight + branch.column * weights.stride(0);

@@ -217,15 +217,14 @@ class FusedCall:
 def is_served(x: Tensor, weights: Tensor) -> bool:
     """Say whether a fused node serves this call at all.
 
-    Under autocast candidates choose their dtypes one by one; a trace wants plain operations; a
-    global hook wants to see every module.
+    Under autocast an input that has another dtype goes through plain modules, which choose their
+    dtypes one by one; a trace wants plain operations; a global hook wants to see every module.
     """
     return (
         not torch.compiler.is_compiling()
-        and x.dtype is weights.dtype
         and ops.serves_fused_node(x)
         and weights.device == x.device
-        and not torch.is_autocast_enabled(x.device.type)
+        and _fits(x, weights)
         and torch._C._get_tracing_state() is None
         and not (
             _module._global_forward_hooks
@@ -234,6 +233,14 @@ def is_served(x: Tensor, weights: Tensor) -> bool:
             or _module._global_backward_pre_hooks
         )
     )
+
+
+def _fits(x: Tensor, weights: Tensor) -> bool:
+    """Say whether the dtypes are those that a node has: mixed ones only under autocast."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
+        return x.dtype is weights.dtype
+    return x.dtype is torch.get_autocast_dtype(kind) and weights.dtype in (x.dtype, torch.float32)
 
 
 def gather(xs: Sequence[Tensor], terms: Sequence[Term], weights: Tensor) -> FusedCall | None:
@@ -256,7 +263,7 @@ def gather(xs: Sequence[Tensor], terms: Sequence[Term], weights: Tensor) -> Fuse
             call.rest.append(place)
         elif recipe.kind == "zero":
             continue
-        elif x.dtype is not weights.dtype or not call.fits(recipe, x):
+        elif x.dtype is not xs[0].dtype or not call.fits(recipe, x):
             return None  # the plain modules say what is wrong
         elif place in zeros and not recipe.tracks() and not _learns(module):
             idle.append((place, recipe, edge, x))

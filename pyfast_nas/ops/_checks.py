@@ -11,6 +11,7 @@ from torch import Tensor
 
 __all__ = [
     "FLOATING",
+    "HALVES",
     "check_mixed_sum",
     "describe",
     "fits_mixed_sum",
@@ -19,7 +20,7 @@ __all__ = [
 ]
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_HALVES = (torch.bfloat16, torch.float16)
+HALVES = (torch.bfloat16, torch.float16)
 _ACCEPTED = "float64, float32, bfloat16 or float16"
 
 
@@ -56,7 +57,7 @@ def fits_mixed_sum(xs: Sequence[Tensor], weights: Tensor) -> bool:
             return False
     return (
         dtype in FLOATING
-        and (weights.dtype is dtype or (weights.dtype is torch.float32 and dtype in _HALVES))
+        and (weights.dtype is dtype or (weights.dtype is torch.float32 and dtype in HALVES))
         and weights.layout is strided
         and weights.device == device
         and weights.shape == (len(xs),)
@@ -107,7 +108,7 @@ def refuse_mixed_sum(op: str, xs: Sequence[Tensor], weights: Tensor) -> None:
             f"got {weights.shape[0]}"
         )
     if weights.dtype is not first.dtype and (
-        weights.dtype is not torch.float32 or first.dtype not in _HALVES
+        weights.dtype is not torch.float32 or first.dtype not in HALVES
     ):
         raise TypeError(
             f"{op}: weights must have dtype {first.dtype} like xs[0], or torch.float32 with "

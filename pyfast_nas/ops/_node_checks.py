@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyfast_nas.ops._checks import FLOATING, HALVES
 from pyfast_nas.ops.candidates import Candidate, Norm, Stage
 
 __all__ = ["check_fused_node"]
@@ -32,14 +33,16 @@ def check_fused_node(
     if not candidates:
         raise ValueError(f"{_OP}: candidates must hold at least one, got 0")
     first = xs[0]
-    if first.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{_OP}: xs must have dtype float32 or float64, got {first.dtype}")
+    if first.dtype not in FLOATING:
+        raise TypeError(
+            f"{_OP}: xs must have dtype float64, float32, bfloat16 or float16, got {first.dtype}"
+        )
     if weights.shape != (len(candidates),):
         raise ValueError(
             f"{_OP}: weights must have shape [{len(candidates)}], one per candidate, "
             f"got {list(weights.shape)}"
         )
-    _like(first, "weights", weights)
+    _fits(first, "weights", weights)
     if selected is not None:
         _check_selected(selected, weights)
     out = None
@@ -48,7 +51,11 @@ def check_fused_node(
             raise ValueError(f"{_OP}: xs[{edge}] must have shape [N, C, H, W], got {list(x.shape)}")
         if stride not in (1, 2):
             raise ValueError(f"{_OP}: strides[{edge}] must be 1 or 2, got {stride}")
-        _like(first, f"xs[{edge}]", x)
+        if x.dtype is not first.dtype:
+            raise TypeError(
+                f"{_OP}: xs[{edge}] must have dtype {first.dtype} like xs[0], got {x.dtype}"
+            )
+        _fits(first, f"xs[{edge}]", x)
         size = (x.shape[0], -(-x.shape[2] // stride), -(-x.shape[3] // stride))
         out = out or size
         if size != out:
@@ -106,7 +113,7 @@ def _check_candidate(
                         f"{_OP}: {where} must have taps [{channels}, 1, k, k] with odd k, "
                         f"got {list(stage.taps.shape)}"
                     )
-                _like(xs[0], f"{where} taps", stage.taps)
+                _fits(xs[0], f"{where} taps", stage.taps)
             shape = stage.matrix.shape
             size = shape[-1] if len(shape) == 4 and stage.taps is stage.shifted is None else 1
             if shape[1:] != (channels, size, size) or size % 2 == 0:
@@ -114,7 +121,7 @@ def _check_candidate(
                     f"{_OP}: {where} must have a matrix [C_out, {channels}, 1, 1], or without taps "
                     f"one of k x k with odd k, got {list(shape)}"
                 )
-            _like(xs[0], f"{where} matrix", stage.matrix)
+            _fits(xs[0], f"{where} matrix", stage.matrix)
             if stage.shifted is not None:
                 _check_shifted(where, stage, xs[candidate.edge], strides[candidate.edge])
             channels = stage.out_channels
@@ -153,7 +160,7 @@ def _check_shifted(where: str, stage: Stage, x: Tensor, stride: int) -> None:
             f"{_OP}: {where} must have no taps and halve an image with even sides, since it is a "
             f"factorised reduction, got {x.shape[2]} x {x.shape[3]} at stride {stride}"
         )
-    _like(x, f"{where} shifted", stage.shifted)
+    _fits(x, f"{where} shifted", stage.shifted)
 
 
 def _check_bias(where: str, stage: Stage, channels: int, like: Tensor) -> None:
@@ -166,7 +173,7 @@ def _check_bias(where: str, stage: Stage, channels: int, like: Tensor) -> None:
             f"{_OP}: {where} must have no bias where statistics are given, since only in those of "
             f"the batch it cancels out, got one"
         )
-    _like(like, f"{where} bias", stage.bias)
+    _fits(like, f"{where} bias", stage.bias)
 
 
 def _check_norm(
@@ -179,7 +186,7 @@ def _check_norm(
                 f"{_OP}: {where} must have a {name} of shape [{channels}], got {list(value.shape)}"
             )
         if value is not None:
-            _like(like, f"{where} {name}", value)
+            _fits(like, f"{where} {name}", value)
     if (norm.gamma is None) != (norm.beta is None) or (norm.mean is None) != (norm.var is None):
         raise ValueError(f"{_OP}: {where} must have both of gamma and beta, and of mean and var")
     if norm.mean is None and out[0] * out[1] * out[2] == 1:
@@ -189,10 +196,14 @@ def _check_norm(
         )
 
 
-def _like(first: Tensor, name: str, tensor: Tensor) -> None:
-    if tensor.dtype is not first.dtype:
+def _fits(first: Tensor, name: str, tensor: Tensor) -> None:
+    """Check a tensor's device, and its dtype: that of the inputs, or float32 with 16-bit ones."""
+    if tensor.dtype is not first.dtype and (
+        tensor.dtype is not torch.float32 or first.dtype not in HALVES
+    ):
+        wide = ", or torch.float32" if first.dtype in HALVES else ""
         raise TypeError(
-            f"{_OP}: {name} must have dtype {first.dtype} like xs[0], got {tensor.dtype}"
+            f"{_OP}: {name} must have dtype {first.dtype} like xs[0]{wide}, got {tensor.dtype}"
         )
     if tensor.device != first.device:
         raise RuntimeError(

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyfast_nas.ops._checks import describe, fits_mixed_sum, refuse_mixed_sum
+from pyfast_nas.ops._checks import HALVES, describe, fits_mixed_sum, refuse_mixed_sum
 from pyfast_nas.ops.candidates import Norm
 
 __all__ = ["check_norm_mixed_sum"]
 
 _OP = "norm_mixed_sum"
-_HALVES = (torch.bfloat16, torch.float16)
 
 
 def check_norm_mixed_sum(
@@ -69,7 +68,7 @@ def _check_vector(name: str, value: object, channels: int, first: Tensor) -> Non
     if value.shape != (channels,):
         raise ValueError(f"{_OP}: {name} must have shape [{channels}], got {list(value.shape)}")
     if value.dtype is not first.dtype and (
-        value.dtype is not torch.float32 or first.dtype not in _HALVES
+        value.dtype is not torch.float32 or first.dtype not in HALVES
     ):
         raise TypeError(
             f"{_OP}: {name} must have dtype {first.dtype} like xs, or torch.float32 with bfloat16 "

@@ -260,8 +260,7 @@ def _by_reference(
         aliases = [t.view_as(t) if t.requires_grad else t for t in tensors]
         states, weights, params, biases = plan.split(aliases)
         for i, node in enumerate(plan.nodes):
-            means = None if given[i] is None else given[i].to(grad.dtype)
-            candidates = node.rebuild(params[i], means, biases[i])
+            candidates = node.rebuild(params[i], given[i], biases[i])
             xs = [states[source] for source in plan.sources[i]]
             y, _ = reference_edges.fused_node(xs, weights[i], candidates, node.strides, selected[i])
             states.append(y)

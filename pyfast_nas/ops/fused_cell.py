@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyfast_nas.ops._checks import HALVES
 from pyfast_nas.ops._node_checks import check_fused_node
 from pyfast_nas.ops.candidates import Candidate
 from pyfast_nas.ops.cell_function import CellPlan, record_cell, run_cell
@@ -20,6 +21,7 @@ from pyfast_nas.ops.fused_node import (
     given_statistics,
     laid_out,
     serves_fused_node,
+    widened,
 )
 from pyfast_nas.ops.node_plan import Plan, biases_of, params_of
 
@@ -68,7 +70,7 @@ def fused_cell(
         ``[norms, 2, C]`` for each node.
 
     Raises:
-        TypeError: If a tensor is not of the dtype of ``inputs[0]``.
+        TypeError: For the reasons of `ops.fused_node`.
         ValueError: If a node reads what is not there, or for the reasons of `ops.fused_node`.
 
     Example:
@@ -140,6 +142,8 @@ class FusedCell:
         """Return what `fused_cell` returns."""
         plan, params = self._plan, self._params
         selected = [None] * len(self._nodes) if selected is None else list(selected)
+        if inputs[0].dtype in HALVES:
+            weights, params = widened(weights), [widened(of_node) for of_node in params]
         tensors = [*inputs, *weights, *(p for of_node in params for p in of_node), *self._biases]
         if (
             not serves_fused_node(inputs[0])

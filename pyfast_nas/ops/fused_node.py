@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 
 from pyfast_nas import _ext
 from pyfast_nas.ops import _library, reference_edges
+from pyfast_nas.ops._checks import HALVES
 from pyfast_nas.ops._node_checks import check_fused_node
 from pyfast_nas.ops.candidates import Candidate
 from pyfast_nas.ops.node_plan import Plan, biases_of, params_of
@@ -24,6 +25,7 @@ __all__ = [
     "is_batched",
     "laid_out",
     "serves_fused_node",
+    "widened",
     "zeros_where",
 ]
 
@@ -37,7 +39,10 @@ def serves_fused_node(x: Tensor) -> bool:
     """
     return (
         x.device.type in ("cpu", "cuda")
-        and x.dtype in (torch.float32, torch.float64)
+        and (
+            x.dtype in (torch.float32, torch.float64)
+            or (x.dtype in HALVES and _ext.has_cuda_kernels(x.device))
+        )
         and x.dim() == 4
         and x.numel() > 0
         and _ext.compiled_for(x.device)
@@ -60,9 +65,11 @@ def fused_node(
     and slower.
 
     Args:
-        xs: Input of each edge, float32 or float64. Channels-last is taken as it is, also some of
-            the channels of a wider tensor; other layouts are copied once.
-        weights: Mixing weight of each candidate, in the dtype of ``xs``.
+        xs: Input of each edge, all of one floating dtype; on the CPU kernels serve float32 and
+            float64. Channels-last is taken as it is, also some of the channels of a wider tensor;
+            other layouts are copied once.
+        weights: Mixing weight of each candidate: in the dtype of ``xs``, or float32 with bfloat16
+            or float16 inputs. So are the tensors of the candidates.
         candidates: What is summed. A candidate that is not named costs nothing.
         strides: 1 or 2 for each edge.
         selected: Which candidates run, bool, on the device of ``xs``, where the host never asks
@@ -70,16 +77,20 @@ def fused_node(
             add nothing and their gradients are zero.
 
     Returns:
-        The sum, channels-last, and the statistics of every batch norm in the order of the
-        candidates and their stages: mean and biased variance, float64, not differentiable. Those
-        that a candidate would have measured that did not run are zero.
+        The sum, channels-last, in the dtype of ``xs``, and the statistics of every batch norm in
+        the order of the candidates and their stages: mean and biased variance, float64, not
+        differentiable. Those that a candidate would have measured that did not run are zero.
+
+    Note:
+        With 16-bit inputs everything between inputs and sum is float32; the sum and the gradients
+        of the inputs are rounded once. The gradients of float32 weights and parameters are float32.
 
     Shape:
         each x ``[N, C, H, W]``, weights and selected ``[num_candidates]`` ->
         y ``[N, C_out, ceil(H / stride), ceil(W / stride)]``, statistics ``[norms, 2, C_out]``.
 
     Raises:
-        TypeError: If a tensor is not of the dtype of ``xs[0]``.
+        TypeError: If a tensor is of another dtype than those.
         ValueError: If shapes, strides or counts do not fit together, or a batch norm in training
             mode has one value per channel.
 
@@ -108,6 +119,7 @@ def fused_node(
     plan = Plan.of(candidates, strides)
     given = given_statistics(candidates, xs[0])
     xs = [laid_out(x) for x in xs]
+    weights, *params = widened([weights, *params])
     if traced:
         arguments = *plan.arguments(), selected
         return torch.ops.pyfast_nas.fused_node(xs, weights, params, given, *arguments)
@@ -130,6 +142,11 @@ def laid_out(x: Tensor) -> Tensor:
     ):
         return x
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def widened(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Bring 16-bit weights and parameters to float32, as the kernels take them."""
+    return [t.float() if t.dtype in HALVES else t for t in tensors]
 
 
 def asks_for_more(tensors: Sequence[Tensor]) -> bool:
@@ -256,8 +273,7 @@ def _by_reference(
         # are not.
         aliases = [t.view_as(t) if t.requires_grad else t for t in tensors]
         weights, xs, params, biases = _split(plan, aliases)
-        means = None if given is None else given.to(grad.dtype)
-        candidates = plan.rebuild(params, means, biases)
+        candidates = plan.rebuild(params, given, biases)
         y, _ = reference_edges.fused_node(xs, weights, candidates, plan.strides, selected)
         wanted = [alias for alias, need in zip(aliases, needs, strict=True) if need]
         # As many derivatives as the caller asked for: the graph of this one is kept for them.

@@ -5,7 +5,7 @@ gives wrong numbers when a forward-mode derivative of it is differentiated in re
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,24 @@ def fused_node(
     strides: Sequence[int],
     selected: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return sum_k weights[k] * candidate_k(xs[edge_k]) and the statistics of every norm."""
+    """Return sum_k weights[k] * candidate_k(xs[edge_k]) and the statistics of every norm.
+
+    Half types are computed in float32 and the sum is rounded once, under autocast too.
+    """
+    with _without_autocast(xs[0].device.type):
+        return _sum(xs, weights, candidates, strides, selected)
+
+
+def _sum(
+    xs: Sequence[Tensor],
+    weights: Tensor,
+    candidates: Sequence[Candidate],
+    strides: Sequence[int],
+    selected: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    dtype = xs[0].dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    xs, weights = [x.to(wide) for x in xs], weights.to(wide)
     y: Tensor | None = None
     statistics: list[Tensor] = []
     flags = [None] * len(candidates) if selected is None else selected.unbind()
@@ -34,8 +51,8 @@ def fused_node(
         y = term if y is None else y + term
     width = y.shape[1]
     if not statistics:
-        return y, y.new_empty((0, 2, width), dtype=torch.float64)
-    return y, torch.stack(statistics)
+        return y.to(dtype), y.new_empty((0, 2, width), dtype=torch.float64)
+    return y.to(dtype), torch.stack(statistics)
 
 
 def planned_node(
@@ -50,7 +67,7 @@ def planned_node(
 ) -> tuple[Tensor, Tensor]:
     """Return the same for the numbers and tensors that the operator takes, channels-last."""
     plan = Plan(tuple(layout), tuple(eps), tuple(strides))
-    candidates = plan.rebuild(params, None if given is None else given.to(weights.dtype))
+    candidates = plan.rebuild(params, given)
     y, statistics = fused_node(xs, weights, candidates, strides, selected)
     return y.contiguous(memory_format=torch.channels_last), statistics
 
@@ -71,7 +88,7 @@ def planned_node_backward(
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     """Return the gradients of the wanted inputs, of the weights (or nothing), of the parameters."""
     kind = grad.device.type
-    with _autograd(), torch.autocast(kind, enabled=False), torch.enable_grad():
+    with _autograd(), _without_autocast(kind), torch.enable_grad():
         weights, *rest = (t.detach().requires_grad_() for t in (weights, *xs, *params))
         xs, params = rest[: len(xs)], rest[len(xs) :]
         y, _ = planned_node(xs, weights, params, statistics, layout, eps, strides, selected)
@@ -88,6 +105,12 @@ def _autograd() -> AbstractContextManager:
     """Let autograd record inside an operator's kernel, where the dispatcher leaves it out."""
     nothing = torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)
     return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), nothing)
+
+
+def _without_autocast(kind: str) -> AbstractContextManager:
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def _term(
@@ -133,20 +156,20 @@ def _run(candidate: Candidate, x: Tensor, stride: int, statistics: list[Tensor])
 def _convolve(x: Tensor, stage: Stage, stride: int) -> Tensor:
     if stage.shifted is not None:
         halves = (
-            F.conv2d(x, stage.matrix, stride=2),
-            F.conv2d(x[:, :, 1:, 1:], stage.shifted, stride=2),
+            F.conv2d(x, stage.matrix.to(x.dtype), stride=2),
+            F.conv2d(x[:, :, 1:, 1:], stage.shifted.to(x.dtype), stride=2),
         )
         return torch.cat(halves, dim=1)
     kernel = stage.matrix if stage.taps is None else stage.taps
     z = F.conv2d(
         x,
-        kernel,
+        kernel.to(x.dtype),
         stride=stride,
         padding=stage.dilation * (kernel.shape[-1] - 1) // 2,
         dilation=stage.dilation,
         groups=1 if stage.taps is None else x.shape[1],
     )
-    return z if stage.taps is None else F.conv2d(z, stage.matrix)
+    return z if stage.taps is None else F.conv2d(z, stage.matrix.to(x.dtype))
 
 
 def _normalise(
@@ -159,12 +182,15 @@ def _normalise(
         centred = y - _per_channel(mean)
         var = centred.square().mean((0, 2, 3))
     else:
-        mean, var = norm.mean, norm.var
+        mean, var = norm.mean.to(y.dtype), norm.var.to(y.dtype)
         centred = y - _per_channel(mean)
     without = mean if bias is None else mean - bias
     statistics.append(torch.stack([without.detach(), var.detach()]).double())
     y = centred * _per_channel((var + norm.eps).rsqrt())
-    return y if norm.gamma is None else y * _per_channel(norm.gamma) + _per_channel(norm.beta)
+    if norm.gamma is None:
+        return y
+    gamma, beta = norm.gamma.to(y.dtype), norm.beta.to(y.dtype)
+    return y * _per_channel(gamma) + _per_channel(beta)
 
 
 def _per_channel(values: Tensor) -> Tensor:

@@ -5,15 +5,17 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyfast_nas
+from pyfast_nas import _ext, ops
 from pyfast_nas.bench.networks import DARTSCase, NASBench201Case
 from pyfast_nas.bench.parts import CellCase, EdgeCase, NodeCase
 from pyfast_nas.bench.plain_darts import PlainDARTS
 from pyfast_nas.bench.steps import StepCase
 from pyfast_nas.nn import GumbelTopK, Softmax
 from pyfast_nas.spaces import DARTS
-from tests.gpu.devices import on_each_device, over_grid
+from tests.gpu.devices import on_each_device, on_each_device_reduced, over_grid
 from tests.gpu.graphs import captured
 
 FLOAT64 = {"rtol": 1e-8, "atol": 1e-8}  # other orders of summation in convolutions and norms
@@ -159,3 +161,47 @@ def test_autocast(device, dtype):
     torch.testing.assert_close(got.float(), want, rtol=0.1, atol=0.1)
     got.float().sum().backward()
     assert all(alpha.grad.dtype == torch.float32 for alpha in net.arch_parameters())
+
+
+class Served(TorchDispatchMode):
+    """Counts fused nodes and convolutions that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = {"fused_node": 0, "convolution": 0}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for name in self.counts:
+            self.counts[name] += name in str(func) and "backward" not in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.promise("K15")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("make", [search, accelerated])
+@on_each_device_reduced
+def test_fused_nodes_under_autocast_are_at_most_twice_as_wrong_as_modules(
+    device, make, dtype, kernels
+):
+    if not ops.serves_fused_node(torch.ones(1, 1, 1, 1, dtype=dtype, device=device)):
+        pytest.skip("no kernel of this library takes 16-bit maps")
+    net, x = make(device, torch.float32)
+
+    def run(mode, dtype):
+        here = copy.deepcopy(net).double() if dtype is torch.float64 else copy.deepcopy(net)
+        with _ext.use(mode), Served() as served:
+            with torch.autocast(device, dtype, enabled=dtype is not torch.float64):
+                y = here(x.double() if dtype is torch.float64 else x)
+            leaves = list(here.parameters())
+            gradients = torch.autograd.grad(y.double().square().sum(), leaves)
+        flat = torch.cat([g.double().flatten() for g in gradients])
+        buffers = [b.double().flatten() for b in here.buffers() if b.is_floating_point()]
+        moved = torch.cat([*buffers, flat.new_zeros(1)])
+        return [y.detach().double(), flat, moved], served.counts
+
+    got, counts = run("require", dtype)
+    plain, of_modules = run("reference", dtype)
+    truth, _ = run("reference", torch.float64)
+    assert counts["fused_node"] and counts["convolution"] < of_modules["convolution"] / 10
+    for one, other, exact in zip(got, plain, truth, strict=True):
+        assert (one - exact).norm() <= 2 * (other - exact).norm()

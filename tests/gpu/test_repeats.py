@@ -13,7 +13,11 @@ from tests.gpu.graphs import captured
 from tests.gpu.problems import LARGE
 
 DTYPES = (torch.float32, torch.float64)
-CASES = list(itertools.product(LARGE, DTYPES))
+NODES = [problem for problem in LARGE if problem.name.startswith("fused_node")]
+CASES = [
+    *itertools.product(LARGE, DTYPES),
+    *itertools.product(NODES, (torch.bfloat16, torch.float16)),
+]
 REPEATS = {"cpu": 3, "cuda": 50}
 
 

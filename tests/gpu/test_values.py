@@ -94,6 +94,19 @@ def test_candidates_that_flags_select(device, case):
         node_cases.check_close(found, node_cases.without_the_others(case, flags))
 
 
+HALF_NODES = list(itertools.product(node_cases.CASES, (torch.bfloat16, torch.float16)))
+
+
+def name_of_half_node(case) -> str:
+    return f"{case[0]}-{norm_cases.name(case[1:])}"
+
+
+@pytest.mark.promise("K1")
+@over_grid("case", HALF_NODES, 11, name_of_half_node)
+def test_fused_node_of_16_bit_maps(device, case):
+    node_cases.check_half(*case, device)
+
+
 @pytest.mark.promise("G5")
 @over_grid("shape", gumbel_cases.SHAPES, 5)
 def test_samples_are_those_of_the_cpu(device, shape):

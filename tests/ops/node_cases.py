@@ -9,6 +9,7 @@ from pyfast_nas import ops
 from pyfast_nas.ops import Candidate, Norm, Stage, reference_edges
 from pyfast_nas.ops.candidates import map_tensors
 from pyfast_nas.ops.node_plan import params_of
+from pyfast_nas.testing import UNIT_ROUNDOFF
 
 SEP3, SEP5, DIL3, DIL5 = ((3, 1), (3, 1)), ((5, 1), (5, 1)), ((3, 2),), ((5, 2),)
 # Window 0 has no depthwise convolution; 1, 7 and dilation 3 take the way of any window.
@@ -39,8 +40,13 @@ class NodeCase:
             words.append(f"to{self.out_channels}")
         return "_".join(words)
 
-    def make(self, dtype=torch.float32):
-        """Return (xs, weights, candidates, gradient of the sum)."""
+    def make(self, dtype=torch.float32, wide=None):
+        """Return (xs, weights, candidates, gradient of the sum).
+
+        Args:
+            dtype: Of the maps.
+            wide: Of weights and parameters; that of the maps where it is not given.
+        """
         self_generator = torch.Generator().manual_seed(0)
 
         def draw(*shape):
@@ -80,8 +86,9 @@ class NodeCase:
         weights = draw(len(candidates)).softmax(0)
         sizes = [-(-side // self.strides[0]) for side in (height, width)]
         gradient = draw(batch, out, *sizes)
-        tensors = [t.to(dtype) for t in (weights, gradient)]
-        return [x.to(dtype) for x in xs], tensors[0], cast(candidates, dtype), tensors[1]
+        wide = wide or dtype
+        maps = [t.to(dtype) for t in (*xs, gradient)]
+        return maps[:-1], weights.to(wide), cast(candidates, wide), maps[-1]
 
 
 NORMS = ("", "a", "g", "ag")
@@ -173,13 +180,34 @@ def check_float64(case, device="cpu") -> None:
 
 def check_float32(case, device="cpu") -> None:
     """Hold the error in float32 to twice that of plain PyTorch on the same device."""
-    truth = truth_of(case)
     plain = run(case, function=reference_edges.fused_node, device=device)
+    _check(case, run(case, device=device), plain, truth_of(case))
+
+
+def check_half(case, dtype, device="cpu") -> None:
+    """Hold the error of 16-bit maps with float32 parameters to twice that of plain PyTorch.
+
+    That takes the same maps to float32, computes in it and rounds once.
+    """
+    xs, weights, candidates, gradient = case.make(dtype, torch.float32)
+    wide = [x.double() for x in xs], weights.double(), cast(candidates, torch.float64)
+    truth = with_gradients(reference_edges.fused_node, *wide, gradient.double(), case.strides)
+    here = [x.to(device) for x in xs], weights.to(device), cast(candidates, device)
+    got, plain = (
+        [t.cpu() for t in with_gradients(function, *here, gradient.to(device), case.strides)]
+        for function in (ops.fused_node, reference_edges.fused_node)
+    )
+    edges = len(xs)
+    for place, tensor in enumerate(got):
+        is_map = place == 0 or 3 <= place < 3 + edges
+        assert tensor.dtype == (dtype if is_map else torch.float64 if place == 1 else torch.float32)
+    _check(case, got, plain, truth)
+
+
+def _check(case, results, plain, truth) -> None:
     gradient = case.make(torch.float64)[3]
     edges = len(case.strides)
-    for place, (got, eager, want) in enumerate(
-        zip(run(case, device=device), plain, truth, strict=True)
-    ):
+    for place, (got, eager, want) in enumerate(zip(results, plain, truth, strict=True)):
         error = (got.double() - want).abs().max()
         scale = want.abs().max()
         if place == 2 or place > 2 + edges:
@@ -188,7 +216,7 @@ def check_float32(case, device="cpu") -> None:
         # Roundings of the result, of a window's sum and of the sum over channels, which a full
         # convolution takes over all taps.
         window = max([1, *(size**2 for stages in case.windows for size, _ in stages if size < -1)])
-        unit = 2.0**-24 * (1 + 25 + case.shape[1] * window)
+        unit = UNIT_ROUNDOFF[got.dtype] + 2.0**-24 * (25 + case.shape[1] * window)
         assert error <= 2 * (eager.double() - want).abs().max() + unit * scale
 
 

@@ -6,6 +6,7 @@ import torch
 from pyfast_nas import ops
 from pyfast_nas.ops import Candidate, Node, Norm, Stage
 from pyfast_nas.ops.node_plan import params_of
+from pyfast_nas.testing import TOLERANCE
 from tests.ops.node_cases import with_params
 
 # torch's own forward-mode tables are still compiled by torch.jit.script on first use.
@@ -117,6 +118,24 @@ def test_float32_is_as_right_as_its_nodes(kernels):
         scale = want.abs().max().clamp_min(1e-3)
         error, allowed = ((t.double() - want).abs().max() / scale for t in (got, other))
         assert error <= 2 * allowed + 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_16_bit_cells_are_their_nodes(dtype, kernels):
+    """The same sums; gradients of a state, which several nodes give, are added in another order."""
+    inputs, nodes, parts = make("affine", 3)
+    inputs, nodes, _ = with_tensors(inputs, nodes, lambda t: t.to(dtype).double())
+    got, want = (
+        results(f, inputs, nodes, parts, dtype=dtype) for f in (ops.fused_cell, one_by_one)
+    )
+    truth = results(one_by_one, inputs, nodes, parts)
+    assert torch.equal(got[0], want[0])
+    # Sums over the batch may cancel, and the roundings of their terms do not.
+    batch = draw(*got[0].shape, seed=9).norm()
+    for one, other, exact in zip(got, want, truth, strict=True):
+        scale = exact.abs().max() if one.dim() == 4 else exact.abs().max().maximum(batch)
+        error, allowed = ((t.double() - exact).abs().max() for t in (one, other))
+        assert one.dtype == other.dtype and error <= 2 * allowed + TOLERANCE[dtype] * scale
 
 
 @pytest.mark.promise("D1")

@@ -5,17 +5,21 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from pyfast_nas import ops
+from pyfast_nas import _ext, ops
 from pyfast_nas.ops import Candidate, Norm, reference_edges
 from pyfast_nas.ops.node_plan import params_of
 from pyfast_nas.testing import TOLERANCE, nan_poison, relative_error
 from tests.ops.node_cases import (
     CASES,
+    DIL3,
+    FULL,
+    REDUCE,
     SEP3,
     NodeCase,
     cast,
     check_float32,
     check_float64,
+    check_half,
     run,
     truth_of,
     with_gradients,
@@ -33,6 +37,74 @@ def test_float64_equals_the_reference(case, instruction_set):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_float32_is_at_most_twice_as_wrong_as_eager(case, instruction_set):
     check_float32(case)
+
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def ask_for_kernels(dtype: torch.dtype) -> None:
+    if not ops.serves_fused_node(torch.ones(1, 1, 1, 1, dtype=dtype)):
+        pytest.skip("no kernel of this library takes 16-bit maps")
+
+
+@pytest.fixture(params=HALVES, ids=["bfloat16", "float16"])
+def half(request, kernels) -> torch.dtype:
+    """Ask for kernels that take 16-bit maps."""
+    ask_for_kernels(request.param)
+    return request.param
+
+
+@pytest.mark.promise("K1")
+@pytest.mark.promise("K2")
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_16_bit_maps_are_at_most_twice_as_wrong_as_eager(case, half):
+    check_half(case, half)
+
+
+@pytest.mark.promise("K15")
+@pytest.mark.parametrize("dtype", HALVES, ids=["bfloat16", "float16"])
+def test_16_bit_parameters_are_brought_to_float32_and_their_gradients_back(dtype, backend):
+    case = NodeCase((2, 6, 8, 8), (2,), "ag", (REDUCE, SEP3, FULL[0]))
+    xs, weights, candidates, gradient = case.make(dtype)
+    got = with_gradients(ops.fused_node, xs, weights, candidates, gradient, case.strides)
+    wide = weights.float(), cast(candidates, torch.float32)
+    want = with_gradients(ops.fused_node, xs, *wide, gradient, case.strides)
+    assert {t.dtype for t in got[2:]} == {got[0].dtype} == {dtype}
+    for place, (one, other) in enumerate(zip(got, want, strict=True)):
+        assert torch.equal(one, other if place == 1 else other.to(dtype))
+
+
+@pytest.mark.promise("K4")
+def test_second_derivatives_of_16_bit_maps(half):
+    """By plain operations in float32, under autocast too."""
+    case = NodeCase((2, 3, 4, 4), (1,), "ag", (DIL3,))
+    xs, weights, candidates, _ = case.make(half, torch.float32)
+
+    def curved(cast_to):
+        x = xs[0].detach().to(cast_to).requires_grad_()
+        w = weights.detach().to(torch.promote_types(cast_to, torch.float32)).requires_grad_()
+        here = cast(candidates, w.dtype)
+        with torch.autocast("cpu", torch.bfloat16):
+            y, _ = ops.fused_node([x], w, here, (1,))
+            first = torch.autograd.grad(y.double().square().sum(), (x, w), create_graph=True)
+            return torch.autograd.grad(sum(g.double().square().sum() for g in first), (x, w))
+
+    for got, want in zip(curved(half), curved(torch.float64), strict=True):
+        assert relative_error(got, want) <= TOLERANCE[half]
+
+
+@pytest.mark.promise("K15")
+def test_dtypes_that_do_not_fit_are_refused(backend):
+    x = torch.ones(2, 3, 4, 4)
+    skip = [Candidate("skip", 0)]
+    with pytest.raises(TypeError, match=r"weights must have dtype torch\.float32 like xs"):
+        ops.fused_node([x], torch.ones(1, dtype=torch.bfloat16), skip, (1,))
+    with pytest.raises(TypeError, match=r"like xs\[0\], or torch\.float32, got torch\.float16"):
+        ops.fused_node([x.bfloat16()], torch.ones(1, dtype=torch.float16), skip, (1,))
+    with pytest.raises(TypeError, match=r"xs\[1\] must have dtype torch\.bfloat16 like xs\[0\]"):
+        ops.fused_node([x.bfloat16(), x], torch.ones(1), skip, (1, 1))
+    with pytest.raises(TypeError, match=r"xs must have dtype float64, .* got torch\.int64"):
+        ops.fused_node([x.long()], torch.ones(1), skip, (1,))
 
 
 @pytest.mark.parametrize(
@@ -67,10 +139,12 @@ def test_a_product_whose_terms_cancel(kernels):
 
 
 @pytest.mark.promise("K9")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced", "expanded", "offset"])
-def test_layouts_of_inputs_and_gradient(layout, kernels):
+def test_layouts_of_inputs_and_gradient(layout, dtype, kernels):
+    ask_for_kernels(dtype)
     case = NodeCase((3, 6, 5, 4))
-    xs, weights, candidates, gradient = case.make()
+    xs, weights, candidates, gradient = case.make(dtype)
 
     def lay(t):
         if layout == "transposed":
@@ -116,11 +190,13 @@ def test_bits_do_not_depend_on_threads_or_repeats(case, kernels):
 @pytest.mark.parametrize(
     "case", [NodeCase((3, 5, 7, 6)), NodeCase((2, 16, 9, 9), (2,), "a")], ids=str
 )
-def test_nothing_depends_on_what_memory_held(case, kernels):
-    want = run(case)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_nothing_depends_on_what_memory_held(case, dtype, kernels):
+    ask_for_kernels(dtype)
+    want = run(case, dtype)
     torch.ops.pyfast_nas.node_scratch(0xFF)
     with nan_poison():
-        got = run(case)
+        got = run(case, dtype)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
@@ -270,7 +346,9 @@ def test_statistics_are_mean_and_biased_variance(backend):
 def test_dtypes_of_a_search_run_through_the_kernel(kernels):
     x = torch.randn(2, 3, 4, 4)
     assert ops.serves_fused_node(x) and ops.serves_fused_node(x.double())
-    assert not ops.serves_fused_node(x.bfloat16()) and not ops.serves_fused_node(x[0])
+    halves = _ext.has_cuda_kernels(x.device)  # the CPU's own take none
+    assert all(ops.serves_fused_node(x.to(dtype)) == halves for dtype in HALVES)
+    assert not ops.serves_fused_node(x[0])
     candidates = cast(NodeCase((2, 3, 4, 4)).make()[2], torch.float64)
     with pytest.raises(TypeError, match=r"must have dtype torch\.float32 like xs"):
         ops.fused_node([x], torch.ones(len(candidates)), candidates, (1,))

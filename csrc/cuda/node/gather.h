@@ -45,7 +45,7 @@ class InputChannel {
 // z of a depthwise window of stride 1 whose size the compiler knows: each line is read once.
 template <int kSize, int kDilation, typename T>
 PFN_DEVICE void depthwise_line(const InputChannel<T>& input,
-                               const T* taps,
+                               const math::acc_t<T>* taps,
                                const Strip& strip,
                                math::acc_t<T> (&z)[kStrip]) {
   using Acc = math::acc_t<T>;
@@ -58,7 +58,7 @@ PFN_DEVICE void depthwise_line(const InputChannel<T>& input,
     for (int s = 0; s < kSpan; ++s) line[s] = input.at(row, strip.column - kReach + s);
 #pragma unroll
     for (int j = 0; j < kSize; ++j) {
-      const Acc tap = math::widen(taps[i * kSize + j]);
+      const Acc tap = taps[i * kSize + j];
 #pragma unroll
       for (int o = 0; o < kStrip; ++o) z[o] += tap * line[o + j * kDilation];
     }
@@ -69,14 +69,14 @@ PFN_DEVICE void depthwise_line(const InputChannel<T>& input,
 template <typename T>
 PFN_DEVICE void depthwise_any(const StageUnit<T>& unit,
                               const InputChannel<T>& input,
-                              const T* taps,
+                              const math::acc_t<T>* taps,
                               const Strip& strip,
                               math::acc_t<T> (&z)[kStrip]) {
   using Acc = math::acc_t<T>;
   for (int i = 0; i < unit.size; ++i) {
     const auto row = input.row(strip.row * unit.stride + i * unit.dilation - unit.reach());
     for (int j = 0; j < unit.size; ++j) {
-      const Acc tap = math::widen(taps[i * unit.size + j]);
+      const Acc tap = taps[i * unit.size + j];
 #pragma unroll
       for (int o = 0; o < kStrip; ++o) {
         const int column = (strip.column + o) * unit.stride + j * unit.dilation - unit.reach();
@@ -110,7 +110,7 @@ PFN_DEVICE void gather_z(const StageUnit<T>& unit,
       z[o] = input.at(row, (strip.column + o) * unit.stride + tap_column * unit.dilation + offset);
     }
   } else {
-    const T* taps = unit.taps + static_cast<int64_t>(channel) * unit.taps_count();
+    const Acc* taps = unit.taps + static_cast<int64_t>(channel) * unit.taps_count();
     const int kind = unit.stride == 1 ? unit.size * 8 + unit.dilation : 0;
     switch (kind) {
       case 3 * 8 + 1:

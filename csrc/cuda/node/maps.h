@@ -104,7 +104,7 @@ struct PoolForward {
 template <typename T>
 struct TermUnit {
   Map<T> y;
-  const T* weight;
+  const math::acc_t<T>* weight;
   const math::acc_t<T>* table;  // [3, channels]: mean, scale, shift; null for the identity
   Selected selected;
 };
@@ -139,7 +139,7 @@ struct Combine {
           const Acc* table = term.table + place.channel;
           y = (y - table[0]) * table[sizes.channels] + table[2 * sizes.channels];
         }
-        sum += math::widen(*term.weight) * y;
+        sum += *term.weight * y;
       }
       math::narrow(sum, to);
     });
@@ -168,11 +168,10 @@ PFN_DEVICE math::acc_t<T> turned_window(const StageUnit<T>& unit,
         if (column < 0 || column % unit.stride != 0 || column / unit.stride >= sizes.width) {
           continue;
         }
-        const Acc tap =
-            unit.taps == nullptr
-                ? Acc{1}
-                : math::widen(unit.taps[static_cast<int64_t>(place.channel) * unit.taps_count() +
-                                        i * unit.size + j]);
+        const Acc tap = unit.taps == nullptr
+                            ? Acc{1}
+                            : unit.taps[static_cast<int64_t>(place.channel) * unit.taps_count() +
+                                        i * unit.size + j];
         const int64_t pixel =
             static_cast<int64_t>(row / unit.stride) * sizes.width + column / unit.stride;
         sum +=
@@ -208,11 +207,11 @@ struct HiddenGradient {
 };
 
 // What reaches an input through a skip or a pool.
-template <typename T>
+template <typename Acc>
 struct PlainUnit {
-  const T* weight;                // of a skip
-  const math::acc_t<T>* y;        // of a pool [pixels, channels]
-  const math::acc_t<T>* through;  // of a pool [4, channels]
+  const Acc* weight;   // of a skip
+  const Acc* y;        // of a pool [pixels, channels]
+  const Acc* through;  // of a pool [4, channels]
   bool is_max;
   Selected selected;
 };
@@ -228,7 +227,7 @@ struct InputGradient {
   using Shared = NothingShared;
 
   StageUnit<T> stages[kStagesOfInput];
-  PlainUnit<T> plain[kPlainUnits];
+  PlainUnit<Acc> plain[kPlainUnits];
   int stages_count, plain_count;
   NodeSizes sizes;
   Map<T> x;
@@ -256,9 +255,9 @@ struct InputGradient {
   }
 
  private:
-  PFN_DEVICE Acc through_plain(const PlainUnit<T>& unit, const MapPlace& place, Acc value) const {
+  PFN_DEVICE Acc through_plain(const PlainUnit<Acc>& unit, const MapPlace& place, Acc value) const {
     if (unit.weight != nullptr) {
-      return math::widen(*unit.weight) *
+      return *unit.weight *
              grad.at(place.sample * grad.sample + place.pixel * grad.pixel + place.channel);
     }
     const PoolSpan rows = pools_over(place.row, stride, sizes.height);

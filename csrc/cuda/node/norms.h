@@ -39,15 +39,13 @@ PFN_HD TilePixels tile_pixels(const NodeSizes& sizes, int64_t tile) {
   return {begin, end < sizes.pixels() ? end : sizes.pixels()};
 }
 
-template <typename T>
+template <typename Acc>
 struct NormUnit {
-  using Acc = math::acc_t<T>;
-
   bool exists;
   bool is_known;  // the statistics are there
   double eps;
-  const T* gamma;         // [channels] or null
-  const T* beta;          // [channels] or null
+  const Acc* gamma;       // [channels] or null
+  const Acc* beta;        // [channels] or null
   double* statistics;     // [2, channels]: mean and biased variance
   const double* moments;  // [tiles, channels, 2]
   Acc* table;             // [3, channels]: mean, scale, shift
@@ -57,10 +55,10 @@ struct NormUnit {
     return 1.0 / sqrt(statistics[channels + channel] + eps);
   }
   PFN_DEVICE double scale_of(int channel) const {
-    return gamma != nullptr ? static_cast<double>(math::widen(gamma[channel])) : 1.0;
+    return gamma != nullptr ? static_cast<double>(gamma[channel]) : 1.0;
   }
   PFN_DEVICE double shift_of(int channel) const {
-    return beta != nullptr ? static_cast<double>(math::widen(beta[channel])) : 0.0;
+    return beta != nullptr ? static_cast<double>(beta[channel]) : 0.0;
   }
 };
 
@@ -79,30 +77,29 @@ PFN_HD Moments merge(const Moments& a, const Moments& b) {
 }
 
 // A map whose moments are wanted.
-template <typename T>
+template <typename Acc>
 struct MomentsUnit {
-  const math::acc_t<T>* y;  // [pixels, channels]
-  double* moments;          // [tiles, channels, 2]: mean and squared distances from it
+  const Acc* y;     // [pixels, channels]
+  double* moments;  // [tiles, channels, 2]: mean and squared distances from it
   Selected selected;
 };
 
 constexpr int kMomentsUnits = 128;
 
 // Moments of every tile: about its mean, so that nothing cancels. Grid: tiles; maps.
-template <typename T>
+template <typename Acc>
 struct TileMoments {
-  using Acc = math::acc_t<T>;
   static constexpr int kThreads = kNormLanes * kNormParts;
   struct Shared {
     Acc sums[kNormParts][kNormLanes];
     Acc squares[kNormParts][kNormLanes];
   };
 
-  MomentsUnit<T> at[kMomentsUnits];
+  MomentsUnit<Acc> at[kMomentsUnits];
   NodeSizes sizes;
 
   PFN_DEVICE void run(const Block& block, Shared& shared) const {
-    const MomentsUnit<T>& unit = at[block.y()];
+    const MomentsUnit<Acc>& unit = at[block.y()];
     if (unit.selected.is_off()) return;
     const int lane = norm_lane(block), part = norm_part(block);
     const TilePixels pixels = tile_pixels(sizes, block.x());
@@ -148,19 +145,18 @@ struct TileMoments {
 // Statistics from moments where they are not known; then y -> (y - mean) * scale + shift in the
 // number type of the maps, where the shift takes what rounding the mean leaves. A norm that does
 // not exist is the identity. Grid: 1; norms.
-template <typename T>
+template <typename Acc>
 struct CloseMoments {
-  using Acc = math::acc_t<T>;
   static constexpr int kThreads = kNormLanes * kNormParts;
   struct Shared {
     Moments parts[kNormParts][kNormLanes];
   };
 
-  NormUnit<T> at[kNormUnits];
+  NormUnit<Acc> at[kNormUnits];
   NodeSizes sizes;
 
   PFN_DEVICE void run(const Block& block, Shared& shared) const {
-    const NormUnit<T>& norm = at[block.y()];
+    const NormUnit<Acc>& norm = at[block.y()];
     if (norm.selected.is_off()) return clear(block, norm);
     const int lane = norm_lane(block), part = norm_part(block);
     const int64_t tiles = norm_tiles(sizes);
@@ -186,11 +182,11 @@ struct CloseMoments {
   }
 
  private:
-  PFN_DEVICE void clear(const Block& block, const NormUnit<T>& norm) const {
+  PFN_DEVICE void clear(const Block& block, const NormUnit<Acc>& norm) const {
     if (!norm.exists || norm.is_known) return;
     for (int i = block.thread(); i < 2 * sizes.channels; i += kThreads) norm.statistics[i] = 0.0;
   }
-  PFN_DEVICE void fold(const NormUnit<T>& norm, int channel) const {
+  PFN_DEVICE void fold(const NormUnit<Acc>& norm, int channel) const {
     Acc* table = norm.table + channel;
     if (!norm.exists) {
       table[0] = Acc{0};
@@ -264,18 +260,16 @@ struct Dots {
 };
 
 // How a gradient goes back through a norm.
-template <typename T>
+template <typename Acc>
 struct ThroughUnit {
-  using Acc = math::acc_t<T>;
-
-  NormUnit<T> norm;
+  NormUnit<Acc> norm;
   bool is_given;       // the statistics are an input, not those of the batch
   const double* sums;  // [tiles, channels] of the gradient
   const double* dots;  // [tiles, channels] of its product with what came in, above the rounded mean
-  const T* weight;     // of the branch; null for one
-  T* grad_weight;      // null where it is not wanted
-  T* grad_gamma;
-  T* grad_beta;
+  const Acc* weight;   // of the branch; null for one
+  Acc* grad_weight;    // null where it is not wanted
+  Acc* grad_gamma;
+  Acc* grad_beta;
   Acc* through;       // [4, channels]: a, b, mean, c
   Selected selected;  // without it gradients are zero
 };
@@ -284,9 +278,8 @@ constexpr int kThroughUnits = 24;
 
 // The gradients of weights, scales and shifts, and the coefficients of a g + b (y - mean) + c:
 // kernels.md, section 2. Grid: 1; units.
-template <typename T>
+template <typename Acc>
 struct CloseDots {
-  using Acc = math::acc_t<T>;
   static constexpr int kThreads = kNormLanes * kNormParts;
   struct Shared {
     double sums[kNormParts][kNormLanes];
@@ -294,16 +287,15 @@ struct CloseDots {
     double weights[kNormLanes];
   };
 
-  ThroughUnit<T> at[kThroughUnits];
+  ThroughUnit<Acc> at[kThroughUnits];
   NodeSizes sizes;
 
   PFN_DEVICE void run(const Block& block, Shared& shared) const {
-    const ThroughUnit<T>& unit = at[block.y()];
+    const ThroughUnit<Acc>& unit = at[block.y()];
     if (unit.selected.is_off()) return clear(block, unit);
     const int lane = norm_lane(block), part = norm_part(block);
     const int64_t tiles = norm_tiles(sizes);
-    const double weight =
-        unit.weight != nullptr ? static_cast<double>(math::widen(*unit.weight)) : 1.0;
+    const double weight = unit.weight != nullptr ? static_cast<double>(*unit.weight) : 1.0;
     double grad_weight = 0.0;
     for_each_channel(block, sizes.channels, [&](int channel, bool is_there) {
       double sum = 0.0, dot = 0.0;
@@ -328,24 +320,22 @@ struct CloseDots {
     if (block.thread() == 0 && unit.grad_weight != nullptr) {
       double total = 0.0;
       for (int l = 0; l < kNormLanes; ++l) total += shared.weights[l];
-      math::narrow(static_cast<Acc>(total), unit.grad_weight);
+      *unit.grad_weight = static_cast<Acc>(total);
     }
   }
 
  private:
-  PFN_DEVICE void clear(const Block& block, const ThroughUnit<T>& unit) const {
-    if (block.thread() == 0 && unit.grad_weight != nullptr) {
-      math::narrow(Acc{0}, unit.grad_weight);
-    }
+  PFN_DEVICE void clear(const Block& block, const ThroughUnit<Acc>& unit) const {
+    if (block.thread() == 0 && unit.grad_weight != nullptr) *unit.grad_weight = Acc{0};
     for (int i = block.thread(); i < sizes.channels; i += kThreads) {
-      if (unit.grad_gamma != nullptr) math::narrow(Acc{0}, unit.grad_gamma + i);
-      if (unit.grad_beta != nullptr) math::narrow(Acc{0}, unit.grad_beta + i);
+      if (unit.grad_gamma != nullptr) unit.grad_gamma[i] = Acc{0};
+      if (unit.grad_beta != nullptr) unit.grad_beta[i] = Acc{0};
     }
   }
   // Returns what the channel adds to the gradient of the weight.
   PFN_DEVICE double close(
-      const ThroughUnit<T>& unit, int channel, double weight, double sum, double dot) const {
-    const NormUnit<T>& norm = unit.norm;
+      const ThroughUnit<Acc>& unit, int channel, double weight, double sum, double dot) const {
+    const NormUnit<Acc>& norm = unit.norm;
     Acc* through = unit.through + channel;
     const int64_t step = sizes.channels;
     if (!norm.exists) {
@@ -361,10 +351,10 @@ struct CloseDots {
     const double rounded = static_cast<double>(near) - mean;
     const double normalised = rho * (dot + rounded * sum);
     if (unit.grad_gamma != nullptr) {
-      math::narrow(static_cast<Acc>(weight * normalised), unit.grad_gamma + channel);
+      unit.grad_gamma[channel] = static_cast<Acc>(weight * normalised);
     }
     if (unit.grad_beta != nullptr) {
-      math::narrow(static_cast<Acc>(weight * sum), unit.grad_beta + channel);
+      unit.grad_beta[channel] = static_cast<Acc>(weight * sum);
     }
     const double count = static_cast<double>(sizes.pixels());
     const double by_g = gamma * weight * rho;

@@ -59,10 +59,10 @@ struct BranchPlan {
   using Acc = math::acc_t<T>;
 
   const node::Edge<T>* edge = nullptr;
-  const node::Branch<T>* branch = nullptr;
+  const node::Branch<Acc>* branch = nullptr;
   std::vector<StageUnit<T>> stages;
-  std::vector<NormUnit<T>> norms;  // of each stage, or of the pool
-  Acc* pooled = nullptr;           // [pixels, channels]
+  std::vector<NormUnit<Acc>> norms;  // of each stage, or of the pool
+  Acc* pooled = nullptr;             // [pixels, channels]
   // What the node sums, before the last norm.
   Map<T> last{};
 
@@ -85,7 +85,7 @@ class NodePlan {
         node_(node),
         is_known_(is_known) {
     for (const node::Edge<T>& edge : node.edges) {
-      for (const node::Branch<T>& branch : edge.branches) {
+      for (const node::Branch<Acc>& branch : edge.branches) {
         branches_.push_back(plan(edge, branch, scratch));
       }
     }
@@ -107,7 +107,7 @@ class NodePlan {
 
   void run_outputs(Queue& queue) {
     std::vector<StageUnit<T>> first, second;
-    std::vector<NormUnit<T>> first_norms, second_norms;
+    std::vector<NormUnit<Acc>> first_norms, second_norms;
     for (const BranchPlan<T>& plan : branches_) {
       if (!plan.stages.empty()) first.push_back(plan.stages[0]);
       if (plan.stages.size() == 2) second.push_back(plan.stages[1]);
@@ -160,7 +160,7 @@ class NodePlan {
   }
 
  private:
-  BranchPlan<T> plan(const node::Edge<T>& edge, const node::Branch<T>& branch, Scratch& scratch) {
+  BranchPlan<T> plan(const node::Edge<T>& edge, const node::Branch<Acc>& branch, Scratch& scratch) {
     BranchPlan<T> plan;
     plan.edge = &edge;
     plan.branch = &branch;
@@ -170,7 +170,7 @@ class NodePlan {
       plan.norms.push_back(norm(branch.norm, plan.pooled, plan.selected(), scratch));
       plan.last = dense(plan.pooled);
     }
-    for (const node::Stage<T>& stage : branch.stages) {
+    for (const node::Stage<Acc>& stage : branch.stages) {
       StageUnit<T> unit = stage_unit(edge, stage, plan.stages.empty());
       unit.selected = plan.selected();
       if (!plan.stages.empty()) {
@@ -185,7 +185,7 @@ class NodePlan {
     return plan;
   }
 
-  StageUnit<T> stage_unit(const node::Edge<T>& edge, const node::Stage<T>& stage, bool is_first) {
+  StageUnit<T> stage_unit(const node::Edge<T>& edge, const node::Stage<Acc>& stage, bool is_first) {
     StageUnit<T> unit{};
     unit.input = own(edge.x);
     unit.in_height = is_first ? static_cast<int>(edge.height) : sizes_.height;
@@ -203,8 +203,9 @@ class NodePlan {
     return unit;
   }
 
-  NormUnit<T> norm(const node::Norm<T>& norm, const Acc* y, Selected selected, Scratch& scratch) {
-    NormUnit<T> unit{};
+  NormUnit<Acc> norm(
+      const node::Norm<Acc>& norm, const Acc* y, Selected selected, Scratch& scratch) {
+    NormUnit<Acc> unit{};
     unit.selected = selected;
     unit.exists = norm.exists;
     unit.is_known = is_known_ || norm.is_given;
@@ -239,20 +240,20 @@ class NodePlan {
   }
 
   // Moments of what some norms measure, statistics, tables.
-  void close(Queue& queue, const std::vector<NormUnit<T>>& norms) const {
-    std::vector<MomentsUnit<T>> maps;
-    for (const MomentsUnit<T>& map : measured_) {
-      const auto reads = [&](const NormUnit<T>& norm) { return norm.moments == map.moments; };
+  void close(Queue& queue, const std::vector<NormUnit<Acc>>& norms) const {
+    std::vector<MomentsUnit<Acc>> maps;
+    for (const MomentsUnit<Acc>& map : measured_) {
+      const auto reads = [&](const NormUnit<Acc>& norm) { return norm.moments == map.moments; };
       if (std::any_of(norms.begin(), norms.end(), reads)) maps.push_back(map);
     }
     Queue::in_groups(maps.size(), kMomentsUnits, [&](size_t first, size_t count) {
-      TileMoments<T> kernel{};
+      TileMoments<Acc> kernel{};
       std::copy_n(maps.begin() + static_cast<std::ptrdiff_t>(first), count, kernel.at);
       kernel.sizes = sizes_;
       queue.run(kernel, norm_tiles(sizes_), static_cast<int64_t>(count));
     });
     Queue::in_groups(norms.size(), kNormUnits, [&](size_t first, size_t count) {
-      CloseMoments<T> kernel{};
+      CloseMoments<Acc> kernel{};
       std::copy_n(norms.begin() + static_cast<std::ptrdiff_t>(first), count, kernel.at);
       kernel.sizes = sizes_;
       queue.run(kernel, 1, static_cast<int64_t>(count));
@@ -263,7 +264,7 @@ class NodePlan {
   const node::Node<T>& node_;
   const bool is_known_;
   std::vector<BranchPlan<T>> branches_;
-  std::vector<MomentsUnit<T>> measured_;
+  std::vector<MomentsUnit<Acc>> measured_;
 };
 
 }  // namespace pfn::cuda

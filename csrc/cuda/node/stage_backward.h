@@ -201,10 +201,10 @@ struct StageTaps {
 };
 
 // A gradient, added up from its parts in their order.
-template <typename T>
+template <typename Acc>
 struct PartsUnit {
-  const math::acc_t<T>* parts;  // [splits, count]
-  T* grad;                      // [grad_count], of the numbers from `first` on
+  const Acc* parts;  // [splits, count]
+  Acc* grad;         // [grad_count], of the numbers from `first` on
   int64_t first;
   int64_t grad_count;
   int64_t count;
@@ -215,15 +215,15 @@ struct PartsUnit {
 constexpr int kPartsUnits = 64;
 
 // Grid: blocks over the numbers; gradients.
-template <typename T>
+template <typename Acc>
 struct SumParts {
   static constexpr int kThreads = 128;
   using Shared = NothingShared;
 
-  PartsUnit<T> at[kPartsUnits];
+  PartsUnit<Acc> at[kPartsUnits];
 
   PFN_DEVICE void run(const Block& block, Shared&) const {
-    const PartsUnit<T>& unit = at[block.y()];
+    const PartsUnit<Acc>& unit = at[block.y()];
     const int64_t splits = unit.selected.is_off() ? 0 : unit.splits;
     for (int64_t i = block.x() * kThreads + block.thread(); i < unit.grad_count;
          i += block.blocks() * kThreads) {
@@ -231,7 +231,7 @@ struct SumParts {
       for (int64_t split = 0; split < splits; ++split) {
         sum += static_cast<double>(unit.parts[split * unit.count + unit.first + i]);
       }
-      math::narrow(static_cast<math::acc_t<T>>(sum), unit.grad + i);
+      unit.grad[i] = static_cast<Acc>(sum);
     }
   }
 };

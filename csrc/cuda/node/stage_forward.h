@@ -15,10 +15,10 @@ PFN_DEVICE math::acc_t<T> matrix_at(
   if (channel >= channels || in_channel >= unit.in_channels) return Acc{0};
   const int taps = unit.is_full ? unit.taps_count() : 1;
   const int64_t at = static_cast<int64_t>(channel) * unit.in_channels + in_channel;
-  if (unit.is_full) return math::widen(unit.matrix[at * taps + product]);
-  if (channel < unit.rows) return product == 0 ? math::widen(unit.matrix[at]) : Acc{0};
+  if (unit.is_full) return unit.matrix[at * taps + product];
+  if (channel < unit.rows) return product == 0 ? unit.matrix[at] : Acc{0};
   const int64_t skipped = static_cast<int64_t>(unit.rows) * unit.in_channels;
-  return product == 1 ? math::widen(unit.shifted[at - skipped]) : Acc{0};
+  return product == 1 ? unit.shifted[at - skipped] : Acc{0};
 }
 
 // Grid: tiles of the outputs; stages times pieces of kC channels.

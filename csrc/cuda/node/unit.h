@@ -53,9 +53,9 @@ struct StageUnit {
   int windows;  // 2 of a factorised reduction, else 1
   int rows;     // outputs of the first window
   bool is_full;
-  const T* taps;       // [in_channels, size, size]; null where the window only picks a pixel
-  const T* matrix;     // [rows, in_channels, taps of a full convolution]
-  const T* shifted;    // [channels - rows, in_channels]
+  const Acc* taps;     // [in_channels, size, size]; null where the window only picks a pixel
+  const Acc* matrix;   // [rows, in_channels, taps of a full convolution]
+  const Acc* shifted;  // [channels - rows, in_channels]
   Acc* y;              // [pixels, channels]
   Map<T> grad;         // of the output, or of what it is mixed into
   const Acc* through;  // [4, channels]: a, b, mean, c
