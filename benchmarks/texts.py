@@ -99,8 +99,9 @@ threads) and through those of `tests/gpu`.
 What waits is run by `make gpu-check`, one command of at most nine minutes:
 
 - `tests/gpu/test_values.py`: values and gradients over the whole grids, float16 and bfloat16 too,
-  and float32 beside eager PyTorch on the same GPU, without TF32; that `gumbel_topk`, whose
-  logarithms are then the GPU's own, picks what it picks on the CPU; that 10^8 draws are finite.
+  and float32 beside eager PyTorch on the same GPU, without TF32; with it fused nodes beside
+  float64 with rounded factors; that `gumbel_topk`, whose logarithms are then the GPU's own, picks
+  what it picks on the CPU; that 10^8 draws are finite.
 - `tests/gpu/test_calculus.py`: `gradcheck`, `gradgradcheck` and `opcheck` on CUDA tensors.
 - `tests/gpu/test_repeats.py`: the same bits in 50 runs, memory that begins as NaN, tensors beyond
   2^31 elements, several streams, no wait for the host, replay of CUDA graphs.
@@ -113,8 +114,6 @@ What waits is run by `make gpu-check`, one command of at most nine minutes:
   other do not show.
 - `benchmarks/results/`: every time, speed-up, share of the copy bandwidth and peak of memory; and
   of each step how many kernels run and how much the host starts for them: plain, ours, recorded.
-
-Not built yet: tensor cores for fused nodes (TF32 where torch allows it).
 
 On the CPU the same tests are rehearsed on smaller grids, with stand-ins for CUDA graphs and for
 torch's synchronisation mode. They show that the tests run, nothing of a GPU.

@@ -53,11 +53,15 @@ class Block {
   // Whether it holds for every thread of the block; a barrier.
   __device__ __forceinline__ bool all(bool holds) const { return __syncthreads_and(holds) != 0; }
 
-  // The value of the lane whose number differs in the bits of `lanes`, or stands `lanes` further
-  // on; every thread of the warp takes part.
+  // The value of the lane whose number differs in the bits of `lanes`, that is `from`, or stands
+  // `lanes` further on; every thread of the warp takes part.
   template <typename T>
   __device__ __forceinline__ T shuffle_xor(T value, int lanes) const {
     return __shfl_xor_sync(0xffffffffu, value, lanes);
+  }
+  template <typename T>
+  __device__ __forceinline__ T shuffle(T value, int from) const {
+    return __shfl_sync(0xffffffffu, value, from);
   }
   template <typename T>
   __device__ __forceinline__ T shuffle_down(T value, int lanes) const {

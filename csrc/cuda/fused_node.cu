@@ -218,9 +218,9 @@ class Backward {
       const int each = (stages[u].in_channels + kDepth - 1) / kDepth;
       if (stages[u].matrix_parts != nullptr) steps = std::max(steps, stages[u].products() * each);
     }
-    NodePlan<T>::with_width(sizes().channels, [&](auto width) {
+    plan_.with_tile(sizes().channels, [&](auto width, auto tensor) {
       constexpr int kC = decltype(width)::value;
-      StageMatrix<T, kC> kernel{};
+      StageMatrix<T, kC, decltype(tensor)::value> kernel{};
       std::copy_n(stages, count, kernel.units.at);
       kernel.sizes = sizes();
       kernel.steps = steps;

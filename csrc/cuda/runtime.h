@@ -24,6 +24,9 @@ inline cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
   return *memory != nullptr ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 
+// Whether the device has tensor cores that take float32 rounded to TF32.
+inline bool has_tf32() { return true; }
+
 #define PFN_DEVICE inline
 #define PFN_MEMBER inline
 #define PFN_DEVICE_CALLED __attribute__((noinline))
@@ -31,6 +34,13 @@ inline cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
 #else
 
 #include <cuda_runtime.h>
+
+inline bool has_tf32() {
+  int device = 0, major = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         major >= 8;
+}
 
 // Code of a kernel: a thread of a GPU runs it, or the CPU in its place.
 #define PFN_DEVICE __device__ __forceinline__

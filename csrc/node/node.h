@@ -87,6 +87,7 @@ struct Node {
   int64_t channels = 0;  // of the output, [samples, height, width, channels]
   int64_t height = 0;
   int64_t width = 0;
+  bool allow_tf32 = false;  // products of float32 may round their factors to TF32
   std::vector<Edge<T>> edges;
   double* statistics = nullptr;  // [norms, 2, channels]: mean and biased variance
 };

@@ -127,8 +127,10 @@ std::tuple<Tensor, Tensor> fused_node(const std::vector<Tensor>& xs,
                                       const std::vector<int64_t>& layout,
                                       const std::vector<double>& eps,
                                       const std::vector<int64_t>& strides,
+                                      bool allow_tf32,
                                       const std::optional<Tensor>& selected) {
-  const NodeCall call{"fused_node", xs, weights, params, layout, eps, strides, selected};
+  const NodeCall call{"fused_node", xs,      weights,    params,  layout,
+                      eps,          strides, allow_tf32, selected};
   const Sizes sizes = call.checked();
   Tensor y = new_channels_last(xs[0], sizes);
   Tensor statistics = run_forward<Where>(call, sizes, y, given);
@@ -144,8 +146,10 @@ Tensor fused_node_into(const Tensor& place,
                        const std::vector<int64_t>& layout,
                        const std::vector<double>& eps,
                        const std::vector<int64_t>& strides,
+                       bool allow_tf32,
                        const std::optional<Tensor>& selected) {
-  const NodeCall call{"fused_node_into", xs, weights, params, layout, eps, strides, selected};
+  const NodeCall call{"fused_node_into", xs,         weights, params, layout, eps,
+                      strides,           allow_tf32, selected};
   const Sizes sizes = call.checked();
   check(has_sizes(place, sizes) && pixel_step(place) > 0, call.op,
         ": place must be channels-last and have the shape of the sum");
@@ -239,11 +243,13 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> fused_node_backward
     const std::vector<int64_t>& layout,
     const std::vector<double>& eps,
     const std::vector<int64_t>& strides,
+    bool allow_tf32,
     const std::vector<int64_t>& wanted_xs,
     bool wants_weights,
     const std::vector<int64_t>& wanted_params,
     const std::optional<Tensor>& selected) {
-  const NodeCall call{"fused_node_backward", xs, weights, params, layout, eps, strides, selected};
+  const NodeCall call{
+      "fused_node_backward", xs, weights, params, layout, eps, strides, allow_tf32, selected};
   std::vector<Tensor> grad_xs;
   for (int64_t e : wanted_xs) {
     const Tensor& x = xs[wanted_edge(call, e)];
@@ -268,12 +274,13 @@ std::tuple<Tensor, std::vector<Tensor>> fused_node_backward_into(
     const std::vector<int64_t>& layout,
     const std::vector<double>& eps,
     const std::vector<int64_t>& strides,
+    bool allow_tf32,
     const std::vector<int64_t>& wanted_xs,
     bool wants_weights,
     const std::vector<int64_t>& wanted_params,
     const std::optional<Tensor>& selected) {
   const NodeCall call{
-      "fused_node_backward_into", xs, weights, params, layout, eps, strides, selected};
+      "fused_node_backward_into", xs, weights, params, layout, eps, strides, allow_tf32, selected};
   return run_backward<Where>(call, grad, statistics,
                              {grad_xs, adds, wanted_xs, wants_weights, wanted_params});
 }

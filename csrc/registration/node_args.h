@@ -129,6 +129,7 @@ struct NodeCall {
   const std::vector<int64_t>& layout;
   const std::vector<double>& eps;
   const std::vector<int64_t>& strides;
+  bool allow_tf32;
   const std::optional<Tensor>& selected;  // [candidates]
 
   int64_t norms() const { return static_cast<int64_t>(eps.size()); }
@@ -195,6 +196,7 @@ node::Node<T> NodeCall::read(const Sizes& sizes,
   node.channels = sizes.channels;
   node.height = sizes.height;
   node.width = sizes.width;
+  node.allow_tf32 = allow_tf32;
   for (size_t e = 0; e < xs.size(); ++e) {
     Edge<T>& edge = node.edges.emplace_back();
     edge.x = images_at(const_data<T>(op, "xs", xs[e]), xs[e]);

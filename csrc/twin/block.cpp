@@ -182,6 +182,16 @@ void Fibers::wait(Waits what, int line) {
   change(places_->running().place, places_->scheduler);
 }
 
+void check_tf32(const float* factors, int count) {
+  for (int i = 0; i < count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, factors + i, sizeof(bits));
+    if ((bits & 0x1fffu) != 0) {
+      throw std::runtime_error("a factor for a tensor core that is not rounded to TF32");
+    }
+  }
+}
+
 void check_aligned(const void* vector) {
   if (reinterpret_cast<std::uintptr_t>(vector) % alignof(Vector) != 0) {
     throw std::runtime_error("a vector access that is not aligned to 16 bytes");

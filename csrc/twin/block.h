@@ -25,6 +25,7 @@ struct Thread {
   bool is_done = true;
   int warp_barriers = 0, block_barriers = 0;
   double for_warp[2], for_block[2];
+  float left[2][4], right[2][2];  // factors for tensor cores, brought to a barrier of the warp
 };
 
 // The fibers of one thread of the CPU, kept between blocks.
@@ -71,6 +72,9 @@ class Sequence {
   int64_t count_, at_, step_;
 };
 
+// Throws std::runtime_error where a factor for a tensor core is not rounded to TF32.
+void check_tf32(const float* factors, int count);
+
 class Block {
  public:
   Block(Fibers& fibers, int thread, int threads, int64_t x, int64_t y, int64_t blocks)
@@ -98,12 +102,44 @@ class Block {
     return exchange(value, lane() ^ lanes, line);
   }
   template <typename T>
+  T shuffle(T value, int from, int line = __builtin_LINE()) const {
+    return exchange(value, from, line);
+  }
+  template <typename T>
   T shuffle_down(T value, int lanes, int line = __builtin_LINE()) const {
     const int from = lane() + lanes;
     return exchange(value, from < cuda::kWarpSize ? from : lane(), line);
   }
 
+  // mma.sync.m16n8k8 of TF32: products are exact, and added up in float32 one by one in the order
+  // of the steps, where a GPU leaves order and rounding open. An operand that is not rounded is an
+  // error: the hardware would cut it off.
+  void multiply_tensors(const float (&left)[4],
+                        const float (&right)[2],
+                        float (&sum)[4],
+                        int line = __builtin_LINE()) const {
+    Thread& mine = fibers_.at(thread_);
+    const int place = mine.warp_barriers++ % 2;
+    std::memcpy(mine.left[place], left, sizeof(left));
+    std::memcpy(mine.right[place], right, sizeof(right));
+    check_tf32(left, 4);
+    check_tf32(right, 2);
+    fibers_.wait(Waits::warp, line);
+    for (int i = 0; i < 4; ++i) {
+      // PTX ISA: with group = lane / 4 and number = lane % 4, the product's rows are group and,
+      // behind its second number, group + 8; its columns 2 number and 2 number + 1.
+      const int row = lane() / 4 + (i > 1 ? 8 : 0), column = lane() % 4 * 2 + (i & 1);
+      for (int k = 0; k < 8; ++k) {
+        // a0 and a1 are of steps 0 to 3, a1 and a3 of rows 8 to 15; b0 is of steps 0 to 3.
+        const Thread& of_row = warp_lane(row % 8 * 4 + k % 4);
+        const Thread& of_column = warp_lane(column * 4 + k % 4);
+        sum[i] += of_row.left[place][row / 8 + (k > 3 ? 2 : 0)] * of_column.right[place][k / 4];
+      }
+    }
+  }
+
  private:
+  const Thread& warp_lane(int number) const { return fibers_.at(thread_ - lane() + number); }
   int lane() const { return thread_ % cuda::kWarpSize; }
 
   template <typename T>

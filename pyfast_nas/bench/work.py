@@ -123,7 +123,7 @@ class _Nodes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func in _NODES:
-            xs, _, params, given, *numbers = args[_NODES[func] :]
+            xs, _, params, given, *numbers = args[_NODES[func] :][:7]
             plan = Plan(*map(tuple, numbers))
             node = xs, plan.rebuild(params, given), plan.strides
             self.forward += forward_work(*node)

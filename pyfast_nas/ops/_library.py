@@ -54,23 +54,26 @@ LIB.define(
 )
 LIB.define(
     "fused_node(Tensor[] xs, Tensor weights, Tensor[] params, Tensor? given, int[] layout, "
-    "float[] eps, int[] strides, Tensor? selected=None) -> (Tensor y, Tensor statistics)"
+    "float[] eps, int[] strides, bool allow_tf32, Tensor? selected=None) "
+    "-> (Tensor y, Tensor statistics)"
 )
 LIB.define(
     "fused_node_into(Tensor(a!) place, Tensor[] xs, Tensor weights, Tensor[] params, "
-    "Tensor? given, int[] layout, float[] eps, int[] strides, Tensor? selected=None) "
+    "Tensor? given, int[] layout, float[] eps, int[] strides, bool allow_tf32, "
+    "Tensor? selected=None) "
     "-> Tensor statistics"
 )
 LIB.define(
     "fused_node_backward(Tensor grad, Tensor[] xs, Tensor weights, Tensor[] params, "
-    "Tensor statistics, int[] layout, float[] eps, int[] strides, int[] wanted_xs, "
-    "bool wants_weights, int[] wanted_params, Tensor? selected=None) "
+    "Tensor statistics, int[] layout, float[] eps, int[] strides, bool allow_tf32, "
+    "int[] wanted_xs, bool wants_weights, int[] wanted_params, Tensor? selected=None) "
     "-> (Tensor[], Tensor, Tensor[])"
 )
 LIB.define(
     "fused_node_backward_into(Tensor(a!)[] grad_xs, int[] adds, Tensor grad, Tensor[] xs, "
     "Tensor weights, Tensor[] params, Tensor statistics, int[] layout, float[] eps, int[] strides, "
-    "int[] wanted_xs, bool wants_weights, int[] wanted_params, Tensor? selected=None) "
+    "bool allow_tf32, int[] wanted_xs, bool wants_weights, int[] wanted_params, "
+    "Tensor? selected=None) "
     "-> (Tensor, Tensor[])"
 )
 _mixed_sum = torch.ops.pyfast_nas.mixed_sum.default
@@ -266,7 +269,7 @@ def call_fused_node_backward_into(
 
 
 @torch.library.register_fake("pyfast_nas::fused_node", lib=LIB)
-def _(xs, weights, params, given, layout, eps, strides, selected=None):
+def _(xs, weights, params, given, layout, eps, strides, allow_tf32, selected=None):
     batch, _, height, columns = xs[0].shape
     width = Plan(layout, eps, strides).channels(xs[layout[0]].shape[1], params)
     size = (batch, width, -(-height // strides[0]), -(-columns // strides[0]))
@@ -275,7 +278,7 @@ def _(xs, weights, params, given, layout, eps, strides, selected=None):
 
 
 @torch.library.register_fake("pyfast_nas::fused_node_into", lib=LIB)
-def _(place, xs, weights, params, given, layout, eps, strides, selected=None):
+def _(place, xs, weights, params, given, layout, eps, strides, allow_tf32, selected=None):
     return xs[0].new_empty((len(eps), 2, place.shape[1]), dtype=torch.float64)
 
 
@@ -286,7 +289,7 @@ def _fused_node_into_default(place: Tensor, *arguments) -> Tensor:
 
 
 @torch.library.register_fake("pyfast_nas::fused_node_backward", lib=LIB)
-def _(
+def _fake_fused_node_backward(
     grad,
     xs,
     weights,
@@ -295,6 +298,7 @@ def _(
     layout,
     eps,
     strides,
+    allow_tf32,
     wanted_xs,
     wants_weights,
     wanted_params,
@@ -308,24 +312,8 @@ def _(
 
 
 @torch.library.register_fake("pyfast_nas::fused_node_backward_into", lib=LIB)
-def _(
-    grad_xs,
-    adds,
-    grad,
-    xs,
-    weights,
-    params,
-    statistics,
-    layout,
-    eps,
-    strides,
-    wanted_xs,
-    wants_weights,
-    wanted_params,
-    selected=None,
-):
-    of_weights = weights.new_empty(weights.shape[0] if wants_weights else 0)
-    return of_weights, [params[i].new_empty(params[i].shape) for i in wanted_params]
+def _(grad_xs, adds, *arguments):
+    return _fake_fused_node_backward(*arguments)[1:]
 
 
 def _fused_node_backward_into_default(

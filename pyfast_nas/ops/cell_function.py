@@ -23,6 +23,14 @@ class CellPlan(NamedTuple):
     inputs: int
     parts: int
 
+    def rounding(self, allow_tf32: bool) -> "CellPlan":
+        """Return the plan of the same cell with products as the switch says now."""
+        if self.nodes[0].allow_tf32 is allow_tf32:
+            return self
+        return self._replace(
+            nodes=tuple(node._replace(allow_tf32=allow_tf32) for node in self.nodes)
+        )
+
     def split(self, tensors: Sequence[Tensor]) -> tuple[list, list, list[list], list[list]]:
         """Return inputs, weights and, for each node, parameters and biases."""
         left = iter(tensors)

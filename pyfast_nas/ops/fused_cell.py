@@ -16,6 +16,7 @@ from pyfast_nas.ops._node_checks import check_fused_node
 from pyfast_nas.ops.candidates import Candidate
 from pyfast_nas.ops.cell_function import CellPlan, record_cell, run_cell
 from pyfast_nas.ops.fused_node import (
+    allows_tf32,
     asks_for_more,
     fused_node,
     given_statistics,
@@ -155,6 +156,7 @@ class FusedCell:
                 for node, w, flags in zip(self._nodes, weights, selected, strict=True)
             ]
             return _node_by_node(inputs, nodes, plan.parts)
+        self._plan = plan = plan.rounding(allows_tf32())
         given = [given_statistics(node.candidates, inputs[0]) for node in self._nodes]
         tensors[: plan.inputs] = inputs = [laid_out(x) for x in inputs]
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):

@@ -19,6 +19,7 @@ from pyfast_nas.ops.candidates import Candidate
 from pyfast_nas.ops.node_plan import Plan, biases_of, params_of
 
 __all__ = [
+    "allows_tf32",
     "asks_for_more",
     "fused_node",
     "given_statistics",
@@ -85,6 +86,10 @@ def fused_node(
         With 16-bit inputs everything between inputs and sum is float32; the sum and the gradients
         of the inputs are rounded once. The gradients of float32 weights and parameters are float32.
 
+        On a GPU pointwise and full convolutions round the factors of their products to TF32 where
+        ``torch.backends.cudnn.conv.fp32_precision`` says so (by default it does), in backward as in
+        the forward that it belongs to; under ``torch.compile`` they do not.
+
     Shape:
         each x ``[N, C, H, W]``, weights and selected ``[num_candidates]`` ->
         y ``[N, C_out, ceil(H / stride), ceil(W / stride)]``, statistics ``[norms, 2, C_out]``.
@@ -116,7 +121,8 @@ def fused_node(
         or (traced and biases)
     ):
         return reference_edges.fused_node(xs, weights, candidates, strides, selected)
-    plan = Plan.of(candidates, strides)
+    # A trace cannot read the switch: compiled calls stay with float32.
+    plan = Plan.of(candidates, strides, not traced and allows_tf32())
     given = given_statistics(candidates, xs[0])
     xs = [laid_out(x) for x in xs]
     weights, *params = widened([weights, *params])
@@ -127,6 +133,18 @@ def fused_node(
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return _FusedNode.apply(plan, given, selected, *tensors)
     return _library.call_fused_node(xs, weights, params, given, *plan.arguments(), selected)
+
+
+def allows_tf32() -> bool:
+    """Say whether torch lets convolutions of a GPU round the factors of float32 products to TF32.
+
+    Example:
+        >>> from pyfast_nas.testing import full_float32
+        >>> with full_float32():
+        ...     allows_tf32()
+        False
+    """
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"
 
 
 def laid_out(x: Tensor) -> Tensor:
@@ -284,9 +302,9 @@ def _by_reference(
 
 def _save(ctx, inputs, output) -> None:
     # An argument at its default may be left out here.
-    xs, weights, params, given, layout, eps, strides, selected, *_ = (*inputs, None)
+    xs, weights, params, given, *lists, allow_tf32, selected = (*inputs, None)[:9]
     _, statistics = output
-    ctx.plan = Plan(tuple(layout), tuple(eps), tuple(strides))
+    ctx.plan = Plan(*map(tuple, lists), allow_tf32)
     ctx.has_given, ctx.edges = given is not None, len(xs)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(statistics)

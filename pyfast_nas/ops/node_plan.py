@@ -17,17 +17,21 @@ class Plan(NamedTuple):
 
     ``edge, kind, stages``, then for each of two stages ``kernel size (0: none), dilation, norm``
     with norm 0 for none, 1 for plain and 2 for affine, plus 4 where the statistics are given, plus
-    8 where the stage has a shifted matrix, plus 16 where the window is that of the matrix.
-    ``biased`` says for each stage of the candidates whether it has a bias, which no kernel reads.
+    8 where the stage has a shifted matrix, plus 16 where the window is that of the matrix. Backward
+    takes the ``allow_tf32`` of forward, whose maps it computes again. ``biased`` says for each
+    stage of the candidates whether it has a bias, which no kernel reads.
     """
 
     layout: tuple[int, ...]
     eps: tuple[float, ...]
     strides: tuple[int, ...]
+    allow_tf32: bool = False
     biased: tuple[bool, ...] = ()
 
     @classmethod
-    def of(cls, candidates: Sequence[Candidate], strides: Sequence[int]) -> "Plan":
+    def of(
+        cls, candidates: Sequence[Candidate], strides: Sequence[int], allow_tf32: bool = False
+    ) -> "Plan":
         """Return the numbers of these candidates."""
         layout: list[int] = []
         eps: list[float] = []
@@ -39,11 +43,11 @@ class Plan(NamedTuple):
                 layout += (size, stage.dilation, _norm_code(stage.norm) + form)
             eps += (norm.eps for norm in candidate.norms())
         biased = [stage.bias is not None for each in candidates for stage in each.stages]
-        return cls(tuple(layout), tuple(eps), tuple(strides), tuple(biased))
+        return cls(tuple(layout), tuple(eps), tuple(strides), allow_tf32, tuple(biased))
 
-    def arguments(self) -> tuple[list[int], list[float], list[int]]:
-        """Return layout, epsilons and strides as the operator takes them."""
-        return list(self.layout), list(self.eps), list(self.strides)
+    def arguments(self) -> tuple[list[int], list[float], list[int], bool]:
+        """Return all of it as the operator takes it."""
+        return list(self.layout), list(self.eps), list(self.strides), self.allow_tf32
 
     def channels(self, channels: int, params: Sequence[Tensor]) -> int:
         """Return the channels that the node gives.

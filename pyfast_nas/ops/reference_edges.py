@@ -63,10 +63,11 @@ def planned_node(
     layout: Sequence[int],
     eps: Sequence[float],
     strides: Sequence[int],
+    allow_tf32: bool,
     selected: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the same for the numbers and tensors that the operator takes, channels-last."""
-    plan = Plan(tuple(layout), tuple(eps), tuple(strides))
+    plan = Plan(tuple(layout), tuple(eps), tuple(strides), allow_tf32)
     candidates = plan.rebuild(params, given)
     y, statistics = fused_node(xs, weights, candidates, strides, selected)
     return y.contiguous(memory_format=torch.channels_last), statistics
@@ -81,6 +82,7 @@ def planned_node_backward(
     layout: Sequence[int],
     eps: Sequence[float],
     strides: Sequence[int],
+    allow_tf32: bool,
     wanted_xs: Sequence[int],
     wants_weights: bool,
     wanted_params: Sequence[int],
@@ -91,7 +93,9 @@ def planned_node_backward(
     with _autograd(), _without_autocast(kind), torch.enable_grad():
         weights, *rest = (t.detach().requires_grad_() for t in (weights, *xs, *params))
         xs, params = rest[: len(xs)], rest[len(xs) :]
-        y, _ = planned_node(xs, weights, params, statistics, layout, eps, strides, selected)
+        y, _ = planned_node(
+            xs, weights, params, statistics, layout, eps, strides, allow_tf32, selected
+        )
         leaves = [xs[i] for i in wanted_xs] + [params[i] for i in wanted_params]
         *found, of_weights = torch.autograd.grad(
             y, [*leaves, weights], grad, allow_unused=True, materialize_grads=True

@@ -70,23 +70,61 @@ int pools(int size, int stride) {
   return 0;
 }
 
-// The threads of a tile share out its strips and channels.
-template <int kC>
+// Counts the places of a block of `rows` x `columns` that are taken, from 0 on; each once.
+struct Places {
+  int rows, columns;
+  std::vector<int> seen = std::vector<int>(static_cast<size_t>(rows * columns), 0);
+
+  bool take(int row, int column) {
+    if (row < 0 || row >= rows || column < 0 || column >= columns) return false;
+    return ++seen[static_cast<size_t>(row * columns + column)] == 1;
+  }
+  bool is_full() const {
+    for (int count : seen) {
+      if (count != 1) return false;
+    }
+    return true;
+  }
+};
+
+// The threads of a tile share out its pixels and channels.
+template <int kC, bool kTensor>
 int tile() {
-  using Shape = TileShape<kC>;
-  std::vector<int> seen(static_cast<size_t>(Shape::kStrips * kC / 4), 0);
+  using Shape = TileShape<kC, kTensor>;
+  Places sums{Shape::kPixels, kC}, operands{kDepth, Shape::kStrips};
   for (int thread = 0; thread < Shape::kThreads; ++thread) {
-    EXPECT(Shape::channel_of(thread) % 4 == 0 && Shape::channel_of(thread) < kC);
-    ++seen[static_cast<size_t>(Shape::strip_of(thread) * kC / 4 + Shape::channel_of(thread) / 4)];
+    for (int i = 0; i < 16; ++i) {
+      EXPECT(sums.take(Shape::pixel_of(thread, i / 4), Shape::channel_of(thread, i % 4)));
+    }
+    bool are_new = true;
+    for_each_pixel_operand<Shape>(
+        thread, [&](int k, int strip) { are_new = are_new && operands.take(k, strip); });
+    EXPECT(are_new);
   }
-  for (int count : seen) EXPECT(count == 1);
-  std::vector<int> rows(static_cast<size_t>(kDepth * Shape::kStrips), 0);
-  for (int thread = 0; thread < Shape::kThreads; ++thread) {
-    for_each_pixel_operand<kC>(
-        thread, [&](int k, int strip) { ++rows[static_cast<size_t>(k * Shape::kStrips + strip)]; });
-  }
-  for (int count : rows) EXPECT(count == 1);
+  EXPECT(sums.is_full() && operands.is_full());
   return 0;
+}
+
+// So do those of each group with the numbers of a matrix, and the groups with the pixels.
+template <int kC, bool kTensor>
+int outer() {
+  using Shape = OuterShape<kC, kTensor>;
+  std::vector<Places> sums(Shape::kGroups, Places{kC, kDepth});
+  for (int thread = 0; thread < Shape::kThreads; ++thread) {
+    EXPECT(Shape::group_of(thread) < Shape::kGroups);
+    Places& mine = sums[static_cast<size_t>(Shape::group_of(thread))];
+    for (int i = 0; i < Shape::kRows * 4; ++i) {
+      EXPECT(mine.take(Shape::channel_of(thread, i / 4), Shape::inner_of(thread, i % 4)));
+    }
+  }
+  for (const Places& group : sums) EXPECT(group.is_full());
+  EXPECT(Shape::kPixels % (Shape::kGroups * Shape::kPixelsAtOnce) == 0);
+  return 0;
+}
+
+template <int kC>
+int shapes() {
+  return tile<kC, false>() || tile<kC, true>() || outer<kC, false>() || outer<kC, true>();
 }
 
 int main() {
@@ -99,7 +137,7 @@ int main() {
   }
   const Strips large = make_strips(int64_t{1} << 20, 64, 64);
   EXPECT(strip_at(large, large.count - 1).pixel == (int64_t{1} << 32) - kStrip);
-  return tile<16>() || tile<32>() || tile<64>() ? 1 : 0;
+  return shapes<16>() || shapes<32>() || shapes<64>();
 }
 """
 
@@ -127,7 +165,10 @@ def test_pixels_are_shared_out(tmp_path):
         ("strips.h", "(width + kStrip - 1) / kStrip", "width / kStrip + 1"),
         ("maps.h", "(at + 1) / stride", "at / stride"),
         ("norms.h", "end < sizes.pixels() ? end : sizes.pixels()", "end"),
-        ("tile.h", "thread % kChannelGroups * 4", "thread % kChannelGroups * 2"),
+        ("tile.h", "thread % (kC / 4) * 4 + column", "thread % (kC / 4) * 2 + column"),
+        ("tile.h", "% (kC / 16) * 16", "% (kC / 16) * 8"),
+        ("outer.h", "place / kWarpSize * 16", "place / kWarpSize * 8"),
+        ("tensor_core.h", "return lane / 4 + i * 8", "return lane / 4 + i * 4"),
     ],
 )
 def test_a_planted_mistake_is_found(tmp_path, header, right, wrong):

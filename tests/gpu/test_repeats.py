@@ -11,6 +11,7 @@ from pyfast_nas.testing import nan_poison
 from tests.gpu.devices import GPU, on_each_device, over_grid
 from tests.gpu.graphs import captured
 from tests.gpu.problems import LARGE
+from tests.ops.tf32_cases import tf32
 
 DTYPES = (torch.float32, torch.float64)
 NODES = [problem for problem in LARGE if problem.name.startswith("fused_node")]
@@ -38,6 +39,16 @@ def test_the_same_bits_in_repeated_runs(device, case):
     tensors = problem.inputs(device, dtype)
     want = problem.run(tensors)
     assert all(same_bits(problem.run(tensors), want) for _ in range(REPEATS[device]))
+
+
+@pytest.mark.promise("D2")
+@pytest.mark.promise("D3")
+@over_grid("problem", NODES, 1)
+def test_the_same_bits_on_tensor_cores(device, problem):
+    with tf32():
+        tensors = problem.inputs(device)
+        want = problem.run(tensors)
+        assert all(same_bits(problem.run(tensors), want) for _ in range(REPEATS[device]))
 
 
 @pytest.mark.promise("M4")

@@ -9,7 +9,7 @@ from pyfast_nas import _ext, ops
 from pyfast_nas.ops import reference
 from pyfast_nas.testing import LAYOUTS, TOLERANCE, arrange, relative_error
 from tests.gpu.devices import on_each_device, on_each_device_reduced, over_grid
-from tests.ops import gumbel_cases, node_cases, norm_cases, sum_cases
+from tests.ops import gumbel_cases, node_cases, norm_cases, sum_cases, tf32_cases
 
 
 @on_each_device_reduced
@@ -105,6 +105,16 @@ def name_of_half_node(case) -> str:
 @over_grid("case", HALF_NODES, 11, name_of_half_node)
 def test_fused_node_of_16_bit_maps(device, case):
     node_cases.check_half(*case, device)
+
+
+@pytest.mark.promise("K1")
+@over_grid("case", tf32_cases.MODELLED, 11)
+def test_fused_node_on_tensor_cores(device, case):
+    if not _ext.has_cuda_kernels(torch.device(device)):
+        pytest.skip("the CPU's own kernels know no TF32")
+    if device == "cuda" and torch.cuda.get_device_capability()[0] < 8:
+        pytest.skip("this GPU has no tensor cores for TF32")
+    tf32_cases.check_tf32(case, device)
 
 
 @pytest.mark.promise("G5")

@@ -6,12 +6,20 @@ import pytest
 import torch
 
 from pyfast_nas import _ext
+from pyfast_nas.testing import full_float32
 
 NO_KERNELS = "no kernels are compiled here; the same test runs on the reference"
 
 
 def kernels_are_compiled() -> bool:
     return set(_ext.kernels_in_use().values()) == {"compiled"}
+
+
+@pytest.fixture(autouse=True)
+def precision() -> Iterator[None]:
+    """Hold float32 to what float32 means, on kernels of CUDA too."""
+    with full_float32():
+        yield
 
 
 @pytest.fixture(params=["reference", "compiled"])

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "cuda/node/maps.h"
@@ -83,7 +84,8 @@ class NodePlan {
       : sizes_{node.samples, static_cast<int>(node.channels), static_cast<int>(node.height),
                static_cast<int>(node.width)},
         node_(node),
-        is_known_(is_known) {
+        is_known_(is_known),
+        uses_tensor_cores_(node.allow_tf32 && has_tf32()) {
     for (const node::Edge<T>& edge : node.edges) {
       for (const node::Branch<Acc>& branch : edge.branches) {
         branches_.push_back(plan(edge, branch, scratch));
@@ -122,9 +124,9 @@ class NodePlan {
   }
 
   // Runs StageForward or StageBelow over stages.
-  template <template <typename, int> class Kernel>
+  template <template <typename, int, bool> class Kernel>
   void run_stages(Queue& queue, const std::vector<StageUnit<T>>& stages) const {
-    constexpr bool is_below = std::is_same_v<Kernel<T, 16>, StageBelow<T, 16>>;
+    constexpr bool is_below = std::is_same_v<Kernel<T, 16, false>, StageBelow<T, 16, false>>;
     Queue::in_groups(stages.size(), kUnits, [&](size_t begin, size_t count) {
       int most_channels = sizes_.channels;
       int64_t strips = make_strips(sizes_.samples, sizes_.height, sizes_.width).count;
@@ -135,31 +137,39 @@ class NodePlan {
         if (!unit.is_full) continue;
         strips = std::max(strips, make_strips(sizes_.samples, unit.in_height, unit.in_width).count);
       }
-      with_width(most_channels, [&](auto width) {
+      with_tile(most_channels, [&](auto width, auto tensor) {
         constexpr int kC = decltype(width)::value;
-        Kernel<T, kC> kernel{};
+        Kernel<T, kC, decltype(tensor)::value> kernel{};
         std::copy_n(stages.begin() + static_cast<std::ptrdiff_t>(begin), count, kernel.units.at);
         kernel.sizes = sizes_;
         kernel.pieces = (most_channels + kC - 1) / kC;
-        queue.run(kernel, divide_up(strips, TileShape<kC>::kStrips),
+        queue.run(kernel, divide_up(strips, decltype(kernel)::Shape::kStrips),
                   static_cast<int64_t>(count) * kernel.pieces);
       });
     });
   }
 
-  // Calls run with the channels of a tile as a constant.
+  // Calls run with the channels of a tile, and whether tensor cores multiply it, as constants.
   template <typename Run>
-  static void with_width(int channels, Run&& run) {
+  void with_tile(int channels, Run&& run) const {
     if (channels <= 16) {
-      run(std::integral_constant<int, 16>{});
+      with_cores(std::integral_constant<int, 16>{}, run);
     } else if (channels <= 32) {
-      run(std::integral_constant<int, 32>{});
+      with_cores(std::integral_constant<int, 32>{}, run);
     } else {
-      run(std::integral_constant<int, 64>{});
+      with_cores(std::integral_constant<int, 64>{}, run);
     }
   }
 
  private:
+  template <typename Width, typename Run>
+  void with_cores(Width width, Run&& run) const {
+    if constexpr (std::is_same_v<Acc, float>) {
+      if (uses_tensor_cores_) return run(width, std::true_type{});
+    }
+    run(width, std::false_type{});
+  }
+
   BranchPlan<T> plan(const node::Edge<T>& edge, const node::Branch<Acc>& branch, Scratch& scratch) {
     BranchPlan<T> plan;
     plan.edge = &edge;
@@ -203,8 +213,10 @@ class NodePlan {
     return unit;
   }
 
-  NormUnit<Acc> norm(
-      const node::Norm<Acc>& norm, const Acc* y, Selected selected, Scratch& scratch) {
+  NormUnit<Acc> norm(const node::Norm<Acc>& norm,
+                     const Acc* y,
+                     Selected selected,
+                     Scratch& scratch) {
     NormUnit<Acc> unit{};
     unit.selected = selected;
     unit.exists = norm.exists;
@@ -263,6 +275,7 @@ class NodePlan {
   const NodeSizes sizes_;
   const node::Node<T>& node_;
   const bool is_known_;
+  const bool uses_tensor_cores_;
   std::vector<BranchPlan<T>> branches_;
   std::vector<MomentsUnit<Acc>> measured_;
 };

@@ -2,17 +2,18 @@
 // matrices and of taps in parts, one for each split of the pixels.
 #pragma once
 
+#include "cuda/node/outer.h"
 #include "cuda/node/stage_forward.h"
 
 namespace pfn::cuda {
 
 // below = e * matrix with e, the output's gradient, formed in shared memory. Grid: tiles of z, or
 // of the input of a full convolution; stages times pieces of kC channels.
-template <typename T, int kC>
+template <typename T, int kC, bool kTensor>
 struct StageBelow {
   using Acc = math::acc_t<T>;
-  using Shape = TileShape<kC>;
-  using Shared = Operands<Acc, kC>;
+  using Shape = TileShape<kC, kTensor>;
+  using Shared = Operands<Acc, kC, kTensor>;
   static constexpr int kThreads = Shape::kThreads, kBlocks = sizeof(Acc) == 8 ? 1 : 3;
 
   Units<T> units;
@@ -32,29 +33,31 @@ struct StageBelow {
     const int taps = unit.is_full ? unit.taps_count() : 1;
     for (int tap = 0; tap < taps; ++tap) {
       for (int first = 0; first < sizes.channels; first += kDepth) {
-        for_each_pixel_operand<kC>(thread, [&](int k, int strip) {
+        for_each_pixel_operand<Shape>(thread, [&](int k, int strip) {
           Acc e[kStrip];
           gather_gradient(unit, sizes, strip_at(strips, first_strip + strip), tap, unit.is_full,
                           first + k, e);
 #pragma unroll
-          for (int o = 0; o < kStrip; ++o) shared.pixels[k][strip * kStrip + o] = e[o];
+          for (int o = 0; o < kStrip; ++o) {
+            shared.pixels[k][strip * kStrip + o] = factor<kTensor>(e[o]);
+          }
         });
         for (int i = thread; i < kDepth * kC; i += kThreads) {
           const int place = first_place + i % kC;
           // z holds the channels of one window after those of the other.
           const int product = unit.is_full ? tap : place / unit.in_channels;
           const int in_channel = unit.is_full ? place : place % unit.in_channels;
-          shared.channels[i / kC][i % kC] =
-              place < unit.z_channels()
-                  ? matrix_at(unit, sizes.channels, product, first + i / kC, in_channel)
-                  : Acc{0};
+          const Acc number = place < unit.z_channels() ? matrix_at(unit, sizes.channels, product,
+                                                                   first + i / kC, in_channel)
+                                                       : Acc{0};
+          shared.channels[i / kC][i % kC] = factor<kTensor>(number);
         }
         block.sync();
-        multiply<Acc, kC>(shared, thread, sum);
+        multiply(block, shared, sum);
         block.sync();
       }
     }
-    write_tile<kC>(strips, first_strip, first_place, unit.z_channels(), thread, sum, unit.below);
+    write_tile<Shape>(strips, first_strip, first_place, unit.z_channels(), thread, sum, unit.below);
   }
 };
 
@@ -65,20 +68,16 @@ PFN_HD int64_t split_begin(int64_t count, int64_t index, int64_t splits) {
 
 // matrix_parts = e z^T over the pixels of a split. Grid: splits; stages times steps of the product
 // times pieces of kC output channels.
-template <typename T, int kC>
+template <typename T, int kC, bool kTensor>
 struct StageMatrix {
   using Acc = math::acc_t<T>;
   static constexpr int kThreads = 256, kBlocks = sizeof(Acc) == 8 ? 1 : 2;
-  static constexpr int kStripsAtOnce = 16, kPixels = kStripsAtOnce * kStrip, kRow = kPixels + 4;
-  // Threads that hold four by four of the same numbers, for different pixels.
-  static constexpr int kGroup = kDepth / 4 * (kC / 4), kGroups = kThreads / kGroup;
+  using Shape = OuterShape<kC, kTensor>;
+  static constexpr int kStripsAtOnce = Shape::kPixels / kStrip;
 
   union Shared {
-    struct {
-      Acc z[kDepth][kRow];
-      Acc e[kC][kRow];
-    } operands;
-    Acc parts[kGroups][kDepth * kC];
+    OuterOperands<Acc, kC> operands;
+    Acc parts[Shape::kGroups][kDepth * kC];
   };
 
   Units<T> units;
@@ -98,9 +97,8 @@ struct StageMatrix {
     const Strips strips = make_strips(sizes.samples, sizes.height, sizes.width);
     const int64_t end = split_begin(strips.count, block.x() + 1, block.blocks());
     const int thread = block.thread();
-    const int group = thread / kGroup, z_place = thread % kGroup % (kDepth / 4) * 4,
-              e_place = thread % kGroup / (kDepth / 4) * 4;
-    Acc sum[4][4] = {};
+    const int group = Shape::group_of(thread);
+    Acc sum[Shape::kRows][4] = {};
     for (int64_t from = split_begin(strips.count, block.x(), block.blocks()); from < end;
          from += kStripsAtOnce) {
       for (int i = thread; i < (kDepth + kC) * kStripsAtOnce; i += kThreads) {
@@ -116,29 +114,21 @@ struct StageMatrix {
         }
         Acc* to = is_z ? shared.operands.z[channel] : shared.operands.e[channel];
 #pragma unroll
-        for (int o = 0; o < kStrip; ++o) to[place * kStrip + o] = values[o];
+        for (int o = 0; o < kStrip; ++o) to[place * kStrip + o] = factor<kTensor>(values[o]);
       }
       block.sync();
-      for (int pixel = group * kStrip; pixel < kPixels; pixel += kGroups * kStrip) {
-#pragma unroll
-        for (int o = 0; o < kStrip; ++o) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const Acc e = shared.operands.e[e_place + i][pixel + o];
-#pragma unroll
-            for (int k = 0; k < 4; ++k) {
-              sum[i][k] += e * shared.operands.z[z_place + k][pixel + o];
-            }
-          }
-        }
+      for (int pixel = group * Shape::kPixelsAtOnce; pixel < Shape::kPixels;
+           pixel += Shape::kGroups * Shape::kPixelsAtOnce) {
+        multiply_outer<kTensor>(block, shared.operands, pixel, sum);
       }
       block.sync();
     }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < Shape::kRows; ++i) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        shared.parts[group][(e_place + i) * kDepth + z_place + k] = sum[i][k];
+        shared.parts[group][Shape::channel_of(thread, i) * kDepth + Shape::inner_of(thread, k)] =
+            sum[i][k];
       }
     }
     block.sync();
@@ -148,7 +138,7 @@ struct StageMatrix {
       // A factorised reduction: the first window has the first rows.
       if (!unit.is_full && (channel < unit.rows) != (product == 0)) continue;
       Acc total{0};
-      for (int g = 0; g < kGroups; ++g) total += shared.parts[g][i];
+      for (int g = 0; g < Shape::kGroups; ++g) total += shared.parts[g][i];
       const int64_t taps = unit.is_full ? unit.taps_count() : 1;
       const int64_t at = (static_cast<int64_t>(channel) * unit.in_channels + in_channel) * taps;
       const int64_t numbers = static_cast<int64_t>(sizes.channels) * unit.in_channels * taps;

@@ -22,11 +22,11 @@ PFN_DEVICE math::acc_t<T> matrix_at(
 }
 
 // Grid: tiles of the outputs; stages times pieces of kC channels.
-template <typename T, int kC>
+template <typename T, int kC, bool kTensor>
 struct StageForward {
   using Acc = math::acc_t<T>;
-  using Shape = TileShape<kC>;
-  using Shared = Operands<Acc, kC>;
+  using Shape = TileShape<kC, kTensor>;
+  using Shared = Operands<Acc, kC, kTensor>;
   static constexpr int kThreads = Shape::kThreads, kBlocks = sizeof(Acc) == 8 ? 1 : 3;
 
   Units<T> units;
@@ -43,25 +43,25 @@ struct StageForward {
     Acc y[kStrip][4] = {};
     for (int product = 0; product < unit.products(); ++product) {
       for (int first = 0; first < unit.in_channels; first += kDepth) {
-        for_each_pixel_operand<kC>(thread, [&](int k, int strip) {
+        for_each_pixel_operand<Shape>(thread, [&](int k, int strip) {
           Acc z[kStrip];
           gather_z(unit, strip_at(strips, first_strip + strip), product, first + k, z);
 #pragma unroll
           for (int o = 0; o < kStrip; ++o) {
-            shared.pixels[k][strip * kStrip + o] = z[o];
+            shared.pixels[k][strip * kStrip + o] = factor<kTensor>(z[o]);
           }
         });
         for (int i = thread; i < kDepth * kC; i += kThreads) {
           const int k = i % kDepth, channel = i / kDepth;
-          shared.channels[k][channel] =
-              matrix_at(unit, sizes.channels, product, first_channel + channel, first + k);
+          shared.channels[k][channel] = factor<kTensor>(
+              matrix_at(unit, sizes.channels, product, first_channel + channel, first + k));
         }
         block.sync();
-        multiply<Acc, kC>(shared, thread, y);
+        multiply(block, shared, y);
         block.sync();
       }
     }
-    write_tile<kC>(strips, first_strip, first_channel, sizes.channels, thread, y, unit.y);
+    write_tile<Shape>(strips, first_strip, first_channel, sizes.channels, thread, y, unit.y);
   }
 };
 
