@@ -37,7 +37,16 @@ LIBRARY_NAME = "_C.abi3.so"
 MODES = ("auto", "reference", "require")
 
 # The differentiable operators a user can name; each has its backward beside it.
-OPERATORS = ("mixed_sum", "gumbel_topk", "philox_uniform", "norm_mixed_sum", "fused_node")
+OPERATORS = (
+    "mixed_sum",
+    "gumbel_topk",
+    "philox_uniform",
+    "norm_mixed_sum",
+    "fused_node",
+    "tensor_list",
+)
+# What stands for an operator that is several natively.
+_NATIVE = {"tensor_list": "tensor_list_dot"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,8 +229,9 @@ def _kernel_devices() -> tuple[str, ...]:
 
 
 def _has_kernel(name: str, key: str) -> bool:
+    native = f"pyfast_nas::{_NATIVE.get(name, name)}"
     try:
-        return torch._C._dispatch_has_kernel_for_dispatch_key(f"pyfast_nas::{name}", key)
+        return torch._C._dispatch_has_kernel_for_dispatch_key(native, key)
     except RuntimeError:  # the operator is not known at all
         return False
 

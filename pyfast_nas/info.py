@@ -175,6 +175,12 @@ def check() -> list[str]:
             with _ext.use("reference"):
                 want = ops.fused_node([x], weights[:3], candidates, [1])[0].double()
             report("fused_node", (got - want).abs().max().item())
+        if served["tensor_list"] == "compiled":
+            ps, us, hs = ([x.to(device, copy=True) for x in xs] for _ in range(3))
+            ops.tensor_list.neumann_step_(ps, us, hs, 0.5)
+            want = sum((1.5 * x.double()).square().sum() for x in xs).sqrt()
+            error = abs(ops.tensor_list.norm(ps).cpu().double() / want - 1)
+            report("tensor_list", error.item())
     return problems
 
 

@@ -1,5 +1,6 @@
 """Functional operators: what the compiled kernels compute, callable on plain tensors."""
 
+from pyfast_nas.ops import tensor_list
 from pyfast_nas.ops.candidates import Candidate, Norm, Stage
 from pyfast_nas.ops.fused_cell import FusedCell, Node, fused_cell
 from pyfast_nas.ops.fused_node import fused_node, serves_fused_node
@@ -22,4 +23,5 @@ __all__ = [
     "norm_mixed_sum",
     "philox_uniform",
     "serves_fused_node",
+    "tensor_list",
 ]

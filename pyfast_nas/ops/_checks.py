@@ -13,6 +13,7 @@ __all__ = [
     "FLOATING",
     "HALVES",
     "check_mixed_sum",
+    "check_tensor",
     "describe",
     "fits_mixed_sum",
     "refuse_mixed_sum",
@@ -75,7 +76,7 @@ def refuse_mixed_sum(op: str, xs: Sequence[Tensor], weights: Tensor) -> None:
         raise ValueError(f"{op}: xs must hold at least one candidate, got 0")
     first = xs[0]
     for index, x in enumerate(xs):
-        _check_tensor(op, f"xs[{index}]", x)
+        check_tensor(op, f"xs[{index}]", x)
         if x is first:
             continue
         if x.device != first.device:
@@ -92,7 +93,7 @@ def refuse_mixed_sum(op: str, xs: Sequence[Tensor], weights: Tensor) -> None:
                 f"{op}: xs[{index}] must have shape {list(first.shape)} like xs[0], "
                 f"got {list(x.shape)}"
             )
-    _check_tensor(op, "weights", weights)
+    check_tensor(op, "weights", weights)
     if weights.device != first.device:
         raise RuntimeError(
             f"{op}: weights must be on {first.device} like xs[0], got {weights.device}"
@@ -116,7 +117,7 @@ def refuse_mixed_sum(op: str, xs: Sequence[Tensor], weights: Tensor) -> None:
         )
 
 
-def _check_tensor(op: str, name: str, value: object) -> None:
+def check_tensor(op: str, name: str, value: object) -> None:
     """Refuse what is not a dense tensor of a served floating type with real memory behind it."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {describe(value)}")

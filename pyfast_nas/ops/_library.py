@@ -11,8 +11,14 @@ from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 
-from pyfast_nas.ops import reference, reference_edges, reference_norm
+from pyfast_nas.ops import (
+    reference,
+    reference_edges,
+    reference_norm,
+    reference_tensor_list,
+)
 from pyfast_nas.ops._checks import check_mixed_sum
+from pyfast_nas.ops._list_checks import check_lists
 from pyfast_nas.ops._sampling_checks import check_block, check_gumbel_topk, check_seed
 from pyfast_nas.ops.node_plan import Plan
 
@@ -21,6 +27,10 @@ __all__ = [
     "CUDA_KEYS",
     "LIB",
     "DirectFunction",
+    "call_axpy",
+    "call_cg_step",
+    "call_difference",
+    "call_dot",
     "call_fused_node",
     "call_fused_node_backward",
     "call_fused_node_backward_into",
@@ -29,8 +39,11 @@ __all__ = [
     "call_gumbel_topk_backward",
     "call_mixed_sum",
     "call_mixed_sum_backward",
+    "call_neumann_step",
     "call_norm_mixed_sum",
     "call_norm_mixed_sum_backward",
+    "call_perturb",
+    "call_scale",
     "register_autograd",
     "run_gumbel_topk",
 ]
@@ -388,3 +401,111 @@ LIB.impl("norm_mixed_sum_backward", _norm_mixed_sum_backward_default, "Composite
 for _key in ("Batched", "FuncTorchBatched"):
     LIB.impl("norm_mixed_sum", reference_norm.planned_norm_mixed_sum, _key)
     LIB.impl("norm_mixed_sum_backward", reference_norm.planned_norm_mixed_sum_backward, _key)
+
+
+# Lists of tensors. Each list comes tensor by tensor or, where `flats` has its bit, as one buffer in
+# which the tensors lie as `layout` says; those that are written come first.
+_PLACED = "Tensor? layout, int flats"
+_FACTOR = f"{_PLACED}, float number, Tensor? scalar"
+LIB.define(f"tensor_list_axpy_(Tensor(a!)[] ys, Tensor[] xs, {_FACTOR}) -> ()")
+LIB.define(f"tensor_list_scale_(Tensor(a!)[] xs, {_FACTOR}) -> ()")
+LIB.define(f"tensor_list_perturb_into(Tensor(a!)[] out, Tensor[] ws, Tensor[] vs, {_FACTOR}) -> ()")
+LIB.define(
+    f"tensor_list_difference_into(Tensor(a!)[] out, Tensor[] xs, Tensor[] ys, {_FACTOR}) -> ()"
+)
+LIB.define(
+    f"tensor_list_neumann_step_(Tensor(a!)[] ps, Tensor(b!)[] us, Tensor[] hs, {_FACTOR}) -> ()"
+)
+LIB.define(
+    "tensor_list_cg_step_(Tensor(a!)[] zs, Tensor(b!)[] rs, Tensor(c!)[] ps, Tensor[] hs, "
+    f"{_PLACED}, Tensor(d!) state) -> ()"
+)
+LIB.define(
+    f"tensor_list_dot(Tensor[] xs, Tensor[] ys, {_PLACED}, int finish, float radius) -> Tensor"
+)
+
+
+def _below_autograd(operator: Callable) -> Callable:
+    def call(*arguments):
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*arguments)
+
+    return call
+
+
+call_axpy = _below_autograd(torch.ops.pyfast_nas.tensor_list_axpy_.default)
+call_scale = _below_autograd(torch.ops.pyfast_nas.tensor_list_scale_.default)
+call_perturb = _below_autograd(torch.ops.pyfast_nas.tensor_list_perturb_into.default)
+call_difference = _below_autograd(torch.ops.pyfast_nas.tensor_list_difference_into.default)
+call_neumann_step = _below_autograd(torch.ops.pyfast_nas.tensor_list_neumann_step_.default)
+call_cg_step = _below_autograd(torch.ops.pyfast_nas.tensor_list_cg_step_.default)
+call_dot = _below_autograd(torch.ops.pyfast_nas.tensor_list_dot.default)
+
+
+def _axpy_default(lists, number, scalar):
+    reference_tensor_list.axpy_(*lists, _times(number, scalar))
+
+
+def _scale_default(lists, number, scalar):
+    reference_tensor_list.scale_(*lists, _times(number, scalar))
+
+
+def _perturb_default(lists, number, scalar):
+    reference_tensor_list.perturb_into(*lists, _times(number, scalar))
+
+
+def _difference_default(lists, number, scalar):
+    divisor = 1.0 if scalar is None else scalar
+    reference_tensor_list.difference_into(*lists, divisor, number)
+
+
+def _neumann_step_default(lists, number, scalar):
+    reference_tensor_list.neumann_step_(*lists, _times(number, scalar))
+
+
+def _cg_step_default(lists, state):
+    reference_tensor_list.cg_step_(*lists, state)
+
+
+def _dot_default(lists, finish, radius):
+    xs, ys = lists
+    return reference_tensor_list.finished_dot(xs, ys or xs, finish, radius)
+
+
+def _times(number: float, scalar: Tensor | None) -> float | Tensor:
+    return number if scalar is None else number * scalar
+
+
+def _register_lists(name: str, plain: Callable, names: Sequence[str], written: int) -> None:
+    """Give an operator on lists its default, which takes buffers apart, and its fake kernel."""
+    op = name.removesuffix("_into")
+
+    def default(*arguments):
+        lists, (layout, flats, *others) = arguments[: len(names)], arguments[len(names) :]
+        views = [
+            reference_tensor_list.views_of(tensors[0], layout) if flats >> place & 1 else tensors
+            for place, tensors in enumerate(lists)
+        ]
+        given = [tensors for tensors in views if tensors]
+        check_lists(op, names[: len(given)], given, written)
+        return plain(views, *others)
+
+    def fake(*arguments):
+        for list_name, tensors in zip(names, arguments, strict=False):
+            if tensors:
+                check_lists(op, (list_name,), (tensors,))
+        if not written:
+            xs = arguments[0]
+            return xs[0].new_empty((), dtype=torch.promote_types(xs[0].dtype, torch.float32))
+
+    LIB.impl(f"tensor_list_{name}", default, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"pyfast_nas::tensor_list_{name}", fake, lib=LIB)
+
+
+_register_lists("axpy_", _axpy_default, ("ys", "xs"), 1)
+_register_lists("scale_", _scale_default, ("xs",), 1)
+_register_lists("perturb_into", _perturb_default, ("out", "ws", "vs"), 1)
+_register_lists("difference_into", _difference_default, ("out", "xs", "ys"), 1)
+_register_lists("neumann_step_", _neumann_step_default, ("ps", "us", "hs"), 2)
+_register_lists("cg_step_", _cg_step_default, ("zs", "rs", "ps", "hs"), 3)
+_register_lists("dot", _dot_default, ("xs", "ys"), 0)
