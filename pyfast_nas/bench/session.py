@@ -22,6 +22,7 @@ from pyfast_nas.bench.rivals import PROVIDERS
 from pyfast_nas.bench.sampling import GUMBEL_TOPK_CASES
 from pyfast_nas.bench.settings import Settings, network_cases
 from pyfast_nas.bench.steps import SEARCHES, StepCase
+from pyfast_nas.bench.tensor_lists import TENSOR_LIST_CASES
 from pyfast_nas.bench.timing import Timing, copy_bandwidth, measure
 from pyfast_nas.bench.workload import DEEP, FLOAT64, KINKS, Errors, Workload, check
 from pyfast_nas.testing import full_float32
@@ -29,6 +30,10 @@ from pyfast_nas.testing import full_float32
 __all__ = ["bench", "bench_network", "bench_operator", "bench_steps"]
 
 Say = Callable[[str], None]
+_OPERATOR_CASES = {
+    "operators": (*MIXED_SUM_CASES, *NORM_MIXED_SUM_CASES, *GUMBEL_TOPK_CASES),
+    "tensor-list": TENSOR_LIST_CASES,
+}
 
 
 def bench(what: str, settings: Settings, say: Say = lambda line: None) -> Iterator[list[Row]]:
@@ -48,9 +53,9 @@ def bench(what: str, settings: Settings, say: Say = lambda line: None) -> Iterat
 
 def _bench(what: str, settings: Settings, say: Say) -> Iterator[list[Row]]:
     device = settings.device
-    if what == "operators":
+    if what in _OPERATOR_CASES:
         bandwidth = copy_bandwidth(device)
-        for case in (*MIXED_SUM_CASES, *NORM_MIXED_SUM_CASES, *GUMBEL_TOPK_CASES):
+        for case in _OPERATOR_CASES[what]:
             for mode in case.modes:
                 say(f"{case.operator}, {case.name}, {mode}")
                 yield bench_operator(

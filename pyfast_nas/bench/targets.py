@@ -12,6 +12,8 @@ __all__ = ["FOREIGN", "SUPERNET", "TARGETS", "Target", "figures", "rows_of"]
 # Cases whose figures are quoted elsewhere; a GPU is given four times the batch.
 SUPERNET = "DARTS, C = 16, 8 cells, batch 16"
 FOREIGN = "NAS-Bench-201, C = 16, N = 5, batch 16"
+NEUMANN = "Neumann update, 1,399 tensors"
+DIFFERENCE = "central difference, 1,399 tensors"
 LARGER = ("batch 16", "batch 64")
 
 
@@ -128,6 +130,24 @@ TARGETS = (
         must=(1.5, 2.0),
         reach=(5.0, 5.0),
         figure=_ratio("gumbel_topk", "14x8_k2", "forward"),
+    ),
+    Target(
+        what="Neumann and finite-difference vectors in flat storage, against torch._foreach_",
+        must=(1.8, 1.3),
+        reach=(5.0, 3.0),
+        figure=_smallest(
+            _ratio("tensor_list", f"{NEUMANN} in flat storage", "step", "foreach"),
+            _ratio("tensor_list", f"{DIFFERENCE} in flat storage", "step", "foreach"),
+        ),
+    ),
+    Target(
+        what="the same where every tensor lies by itself",
+        must=(1.8, 1.3),
+        reach=(5.0, 3.0),
+        figure=_smallest(
+            _ratio("tensor_list", NEUMANN, "step", "foreach"),
+            _ratio("tensor_list", DIFFERENCE, "step", "foreach"),
+        ),
     ),
 )
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyfast_nas import _ext, bench
-from pyfast_nas.bench import child, operators, sampling, session
+from pyfast_nas.bench import child, operators, sampling, session, tensor_lists
 from pyfast_nas.bench.networks import DARTSCase
 from pyfast_nas.bench.parts import CellCase, EdgeCase, NodeCase
 from pyfast_nas.bench.settings import Settings, network_cases
@@ -120,17 +120,34 @@ def test_a_step_that_moves_the_weights_elsewhere_is_refused(quick, monkeypatch):
         operators.MixedSumCase((2, 4, 8, 8)),
         operators.NormMixedSumCase((2, 4, 8, 8), channels_last=True),
         sampling.GumbelTopKCase(14, 8, 2),
+        tensor_lists.NeumannCase(storage="flat", cells=1),
     ],
     ids=lambda case: case.operator,
 )
 def test_operators(case, monkeypatch):
     # Compiling takes seconds and is no code of ours.
-    for module in (operators, sampling):
+    for module in (operators, sampling, tensor_lists):
         monkeypatch.setattr(module, "compiled", lambda function: function)
     for mode in case.modes:
         rows = session.bench_operator(case, mode, seconds=1e-3, bandwidth=1e10)
-        assert {"compiled", "fused"} <= {row.provider for row in rows}
+        assert "fused" in {row.provider for row in rows}
+        assert any(row.provider.startswith("compiled") for row in rows)
         assert all(row.bytes_moved == case.bytes_moved(mode) > 0 for row in rows)
+
+
+@pytest.mark.parametrize("storage", ["apart", "mixed", "flat"])
+def test_central_differences(storage):
+    case = tensor_lists.CentralDifferenceCase(storage=storage, cells=1)
+    rows = session.bench_operator(case, "step", seconds=1e-3, bandwidth=1e10)
+    found = {row.provider for row in rows}
+    assert {"loop", "foreach", "fused"} <= found and ("buffers" in found) == (storage == "flat")
+    assert rows[0].case.startswith("central difference, ")
+
+
+def test_a_step_on_lists_that_goes_wrong_is_refused(monkeypatch):
+    monkeypatch.setattr(tensor_lists.tensor_list, "neumann_step_", lambda ps, us, hs, gamma: None)
+    with pytest.raises(WrongResultError, match="fused must compute the outcome of tensor_list"):
+        tensor_lists.NeumannCase(storage="apart", cells=1).workloads("cpu")
 
 
 def test_every_operator_case_is_run(monkeypatch):
@@ -145,6 +162,9 @@ def test_every_operator_case_is_run(monkeypatch):
         *(("norm_mixed_sum", mode) for mode in ("forward", "both")),
         *(("gumbel_topk", mode) for mode in ("forward", "both")),
     }
+    seen.clear()
+    list(bench.bench("tensor-list", Settings()))
+    assert seen == [("tensor_list", "step")] * 6
 
 
 def test_compiling_is_given_up_and_said(quick):

@@ -133,7 +133,7 @@ def benchmarks(seconds: float) -> None:
     with_compiled = dataclasses.replace(
         settings, rivals=(*settings.rivals, *compiled), compile_seconds=seconds / 8
     )
-    plan = dict.fromkeys(("supernet", "step", "operators", "profile"), settings)
+    plan = dict.fromkeys(("supernet", "step", "operators", "tensor-list", "profile"), settings)
 
     def say(line: str) -> None:
         print(line, flush=True)
