@@ -113,6 +113,12 @@ for dtype in (torch.float64, torch.float32, torch.float16):
         weights = draw(count).to(dtype).requires_grad_()
         y = ops.mixed_sum(xs, weights)
         take(y, *torch.autograd.grad(y, [weights, *xs], draw(numel).to(dtype)))
+    ps, us, hs, zs = ([draw(k % 97).to(dtype) for k in range(300)] for _ in range(4))
+    ops.tensor_list.neumann_step_(ps, us, hs, 0.3)
+    state = ops.tensor_list.cg_start(us)
+    ops.tensor_list.cg_step_(zs, us, hs, [2 * h for h in hs], state)
+    sums = ops.tensor_list.dot(ps, hs), ops.tensor_list.norm(us)
+    take(*ps, *us, *zs, state, torch.stack(sums))
 seed = torch.tensor([2024, 3])
 for rows, columns, k in ((300, 8, 2), (33, 64, 7), (3, 65, 2), (2, 300, 70)):
     for dtype in (torch.float64, torch.float32):
