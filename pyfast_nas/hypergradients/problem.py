@@ -165,7 +165,13 @@ class BilevelProblem:
             yield
 
     def gradients(
-        self, split: Split, batch: Any, wanted: Sequence[Tensor], *, create_graph: bool = False
+        self,
+        split: Split,
+        batch: Any,
+        wanted: Sequence[Tensor],
+        *,
+        create_graph: bool = False,
+        tangents: bool = False,
     ) -> tuple[Tensor, ...]:
         """Return the gradients of one loss at the current values; zero where it depends on none.
 
@@ -176,12 +182,14 @@ class BilevelProblem:
             batch: Handed to the loss.
             wanted: Any of the weights and architecture parameters.
             create_graph: Whether the gradients can be differentiated, by all parameters.
+            tangents: Whether parameters carry tangents: then all of them go on requiring a
+                gradient, since an operator without a forward derivative refuses only such.
 
         Raises:
             ValueError: If the loss is no scalar.
         """
         with self.one_pass(), contextlib.ExitStack() as stack:
-            if not create_graph:
+            if not (create_graph or tangents):
                 stack.enter_context(self._only(wanted))
             loss = (self.train_loss if split == "train" else self.valid_loss)(batch)
             if not isinstance(loss, Tensor) or loss.dim() != 0:

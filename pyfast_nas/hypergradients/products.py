@@ -194,7 +194,7 @@ class HessianProducts:
                 with torch.no_grad():
                     for tensor, value, tangent in zip(tensors, start, u, strict=True):
                         tensor.copy_(forward_ad.make_dual(value, tangent))
-                gradients = self._gradients(wanted)
+                gradients = self._gradients(wanted, tangents=True)
                 tangents = [forward_ad.unpack_dual(g).tangent for g in gradients]
         except NotImplementedError as error:
             raise NotImplementedError(

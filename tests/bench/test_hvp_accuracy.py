@@ -17,6 +17,7 @@ def test_kinks_make_another_quantity():
 
 
 def test_table_has_a_row_for_each_radius(monkeypatch):
+    monkeypatch.setattr(hvp_accuracy, "BATCH", 2)
     monkeypatch.setattr(hvp_accuracy, "RADII", (1e-1, 1e-2))
     monkeypatch.setattr(hvp_accuracy, "RADII_IN_FLOAT32", (1e-2,))
     lines = table({"smooth": (True, 0)}).splitlines()

@@ -308,6 +308,37 @@ def test_a_layer_without_tangents_is_refused_and_leaves_no_trace():
     assert HessianProducts(problem, None).ww(u)[0].tolist() == [2.0, 2.0]
 
 
+@pytest.fixture
+def cube():
+    """An operator with one derivative, registered by Python."""
+    with torch.library._scoped_library("pyfast_nas_tests", "DEF") as library:
+        library.define("cube(Tensor x) -> Tensor")
+        library.impl("cube", lambda x: x.pow(3), "CompositeExplicitAutograd")
+        torch.library.register_autograd(
+            "pyfast_nas_tests::cube",
+            lambda ctx, grad: 3 * ctx.saved_tensors[0].square() * grad,
+            setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+            lib=library,
+        )
+        yield torch.ops.pyfast_nas_tests.cube
+
+
+def test_an_operator_without_tangents_is_refused_whatever_is_wanted(cube):
+    w, a = (torch.ones(2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    problem = BilevelProblem(
+        weights=[w],
+        alphas=[a],
+        train_loss=lambda _: (a * cube(w)).sum(),
+        valid_loss=lambda _: w.sum(),
+    )
+    u = [torch.ones(2, dtype=torch.float64)]
+    products = HessianProducts(problem, None, mode="forward_over_reverse")
+    for product in (products.ww, products.aw):
+        with pytest.raises(NotImplementedError, match="needs a forward derivative of every oper"):
+            product(u)
+    assert HessianProducts(problem, None).aw(u)[0].tolist() == [3.0, 3.0]
+
+
 @pytest.mark.promise("K4")
 def test_a_layer_that_is_differentiable_once_is_refused():
     problem = problem_of(Once)
