@@ -1,10 +1,12 @@
-"""Whether gradients can be differentiated: what autograd itself leaves out without a word."""
+"""Whether gradients can be differentiated: what autograd itself leaves out, or only warns of."""
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-__all__ = ["require_twice_differentiable"]
+__all__ = ["refusing_gaps", "require_twice_differentiable"]
 
 
 def require_twice_differentiable(gradients: Sequence[Tensor]) -> None:
@@ -38,3 +40,29 @@ def require_twice_differentiable(gradients: Sequence[Tensor]) -> None:
         fresh = {following for following, _ in node.next_functions if following} - seen
         seen |= fresh
         waiting.extend(fresh)
+
+
+@contextlib.contextmanager
+def refusing_gaps() -> Iterator[None]:
+    """Raise where backward comes to an operator without a derivative, of which torch only warns.
+
+    Raises:
+        NotImplementedError: If backward comes to one.
+
+    Example:
+        >>> import torch
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> with refusing_gaps():
+        ...     torch.autograd.grad(x.pow(3).sum(), x)
+        (tensor([3., 3.]),)
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*an autograd kernel was not registered")
+        try:
+            yield
+        except UserWarning as warning:
+            operator = str(warning).split(": an autograd kernel")[0]
+            raise NotImplementedError(
+                "HessianProducts: every operation must be differentiable twice for mode 'exact', "
+                f"got {operator:.200}; mode='finite_difference' needs one derivative"
+            ) from warning

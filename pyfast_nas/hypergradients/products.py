@@ -11,7 +11,10 @@ from torch.autograd import forward_ad
 
 from pyfast_nas.errors import ConfigError, DivergenceError
 from pyfast_nas.hypergradients import vectors
-from pyfast_nas.hypergradients.double_backward import require_twice_differentiable
+from pyfast_nas.hypergradients.double_backward import (
+    refusing_gaps,
+    require_twice_differentiable,
+)
 from pyfast_nas.hypergradients.problem import BilevelProblem, Split, moved
 from pyfast_nas.testing import full_float32
 
@@ -173,7 +176,7 @@ class HessianProducts:
             return vectors.zeros_like(wanted)
         sources, directions = zip(*pairs, strict=True)
         # Backward may run layers again.
-        with self._precisely(), self.problem.one_pass():
+        with self._precisely(), self.problem.one_pass(), refusing_gaps():
             return list(
                 torch.autograd.grad(
                     sources,

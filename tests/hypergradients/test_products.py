@@ -340,6 +340,35 @@ def test_an_operator_without_tangents_is_refused_whatever_is_wanted(cube):
 
 
 @pytest.mark.promise("K4")
+def test_a_backward_operator_without_a_derivative_is_refused():
+    """Torch warns of it, and goes on without its part."""
+    w, a = (torch.ones(2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    with torch.library._scoped_library("pyfast_nas_tests", "DEF") as library:
+        library.define("square(Tensor x) -> Tensor")
+        library.define("square_backward(Tensor grad, Tensor x) -> Tensor")
+        library.impl("square", lambda x: x.square(), "CPU")
+        library.impl("square_backward", lambda grad, x: 2 * grad * x, "CPU")
+        ours = torch.ops.pyfast_nas_tests
+        torch.library.register_autograd(
+            "pyfast_nas_tests::square",
+            lambda ctx, grad: ours.square_backward(grad, *ctx.saved_tensors),
+            setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+            lib=library,
+        )
+        problem = BilevelProblem(
+            weights=[w],
+            alphas=[a],
+            train_loss=lambda _: (a * ours.square(w)).sum(),
+            valid_loss=lambda _: w.sum(),
+        )
+        u = [torch.ones(2, dtype=torch.float64)]
+        with pytest.raises(NotImplementedError, match="got pyfast_nas_tests::square_backward"):
+            HessianProducts(problem, None).ww(u)
+        (product,) = HessianProducts(problem, None, mode="finite_difference").ww(u)
+    assert product.tolist() == pytest.approx([2.0, 2.0])
+
+
+@pytest.mark.promise("K4")
 def test_a_layer_that_is_differentiable_once_is_refused():
     problem = problem_of(Once)
     u = [torch.ones(2, dtype=torch.float64)]
