@@ -221,7 +221,7 @@ class InnerOptimizer:
                 )
 
         def pull(adjoint: Sequence[Tensor]) -> list[Tensor]:
-            return list(torch._foreach_mul(jacobian, list(adjoint)))
+            return vectors.entrywise(jacobian, adjoint)
 
         return new_weights, pull
 

@@ -12,6 +12,7 @@ __all__ = [
     "copy_",
     "difference",
     "dot",
+    "entrywise",
     "flatten",
     "neumann_step_",
     "norm",
@@ -37,7 +38,17 @@ def dot(xs: Vector, ys: Vector) -> Tensor:
     """
     if not xs:
         return torch.zeros(())
-    return torch.stack([x.sum() for x in torch._foreach_mul(list(xs), list(ys))]).sum()
+    return torch.stack([x.sum() for x in entrywise(xs, ys)]).sum()
+
+
+def entrywise(xs: Vector, ys: Vector) -> list[Tensor]:
+    """Return the products of entries.
+
+    Example:
+        >>> entrywise([torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 4.0])])
+        [tensor([3., 8.])]
+    """
+    return list(torch._foreach_mul(list(xs), list(ys))) if xs else []
 
 
 def norm(xs: Vector) -> Tensor:
