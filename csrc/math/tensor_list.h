@@ -91,8 +91,8 @@ struct CgDirectionPass {
   }
 };
 
-// The factor of a pass: a number times a scalar, or, inverted, over it; nothing over zero is zero,
-// so that a step along a vector of length zero leads nowhere.
+// The factor of a pass: a number times a scalar, or, inverted, over it; anything over zero is zero,
+// so that a step along a vector of length zero leads nowhere, and over infinity NaN.
 struct ScalarFactor {
   double number;
   const float* narrow;  // the scalar, in either type; both null for one
@@ -105,7 +105,7 @@ PFN_HD double factor_of(const ScalarFactor& factor) {
   if (factor.narrow != nullptr) scalar = static_cast<double>(*factor.narrow);
   if (factor.wide != nullptr) scalar = *factor.wide;
   if (!factor.inverted) return factor.number * scalar;
-  return scalar == 0.0 ? 0.0 : factor.number / scalar;
+  return scalar == 0.0 ? 0.0 : factor.number / scalar + (scalar - scalar);
 }
 
 // What becomes of a sum over lists: itself; its root; or the distance that central differences go

@@ -49,7 +49,9 @@ class BilevelSearch(GradientSearch):
     def _mixture_loss(self, split: str, metrics: Metrics) -> Callable[[Batch], Tensor]:
         def loss_of(batch: Batch) -> Tensor:
             gates = softmax_gates(self.supernet.logits())
-            loss, _, found = self._evaluate(split, batch, gates)
+            # Here, since every pass begins at the same state of the streams.
+            with self._noting_draws():
+                loss, _, found = self._evaluate(split, batch, gates)
             for name, value in found.items():
                 metrics.setdefault(name, value)
             return loss

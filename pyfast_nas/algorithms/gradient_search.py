@@ -62,11 +62,16 @@ class GradientSearch(SharedWeightSearch):
         is_cuda = self.device.type == "cuda"
         # While a CUDA graph is recorded no stream may be asked; StepGraph has seen that none moves.
         devices = [self.device] if is_cuda and not torch.cuda.is_current_stream_capturing() else []
-        with torch.random.fork_rng(devices), frozen_statistics(self.supernet):
-            before = self._random_states() if self._watches else []
+        with torch.random.fork_rng(devices), frozen_statistics(self.supernet), self._noting_draws():
             yield
-            if self._watches:
-                self._has_drawn |= not all(map(torch.equal, before, self._random_states()))
+
+    @contextlib.contextmanager
+    def _noting_draws(self) -> Iterator[None]:
+        """Notice where random streams are moved inside, while somebody watches for it."""
+        before = self._random_states() if self._watches else []
+        yield
+        if self._watches:
+            self._has_drawn |= not all(map(torch.equal, before, self._random_states()))
 
     @contextlib.contextmanager
     def watching_draws(self) -> Iterator[Callable[[], bool]]:

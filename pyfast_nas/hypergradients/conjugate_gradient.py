@@ -13,6 +13,7 @@ from pyfast_nas.hypergradients.base import Gradients, Info, estimator, require_c
 from pyfast_nas.hypergradients.first_order import outer_gradients
 from pyfast_nas.hypergradients.problem import BilevelProblem
 from pyfast_nas.hypergradients.products import HessianProducts, Mode
+from pyfast_nas.ops import tensor_list
 
 __all__ = ["Solution", "conjugate_gradient", "solve"]
 
@@ -147,21 +148,19 @@ def solve(
         Hestenes & Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems", 1952.
     """
     value = vectors.zeros_like(right)
+    if not right:
+        return Solution(value, 0.0, True, False, 0)
     residual = [entry.clone() for entry in right]
     direction = [entry.clone() for entry in right]
-    square = vectors.dot(residual, residual)
-    first = length = math.sqrt(float(square))
+    state = tensor_list.cg_start(residual)
+    first = length = math.sqrt(float(state[0]))
     goal = max(rtol * first, atol)
     iterations, negative = 0, False
-    while length > goal and iterations < maxiter:
-        image = operator(direction)
+    while length > goal and iterations < maxiter and not negative:
+        tensor_list.cg_step_(value, residual, direction, operator(direction), state)
         iterations += 1
-        curvature = vectors.dot(direction, image)
-        if float(curvature) <= 0:
-            negative = True
-            break
-        square = vectors.cg_step_(value, residual, direction, image, square, curvature)
-        length = math.sqrt(float(square))
+        square, *_, stopped = state.tolist()
+        length, negative = math.sqrt(square), bool(stopped)
         if max_growth is not None and not length <= max_growth * first:
             raise DivergenceError(
                 f"conjugate_gradient: the residual may grow {max_growth:g}-fold, got {length:.4g} "

@@ -214,9 +214,9 @@ class HessianProducts:
     ) -> list[Tensor]:
         step = vectors.step_size(u, self.radius)
         with moved(tensors) as start:
-            vectors.copy_(tensors, vectors.perturb(start, step, u))
+            vectors.perturb_(tensors, start, step, u)
             plus = self._gradients(wanted)
-            vectors.copy_(tensors, vectors.perturb(start, -step, u))
+            vectors.perturb_(tensors, start, step, u, -1.0)
             minus = self._gradients(wanted)
         return vectors.difference(plus, minus, step)
 

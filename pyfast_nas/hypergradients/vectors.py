@@ -1,13 +1,17 @@
-"""Algebra of vectors that are lists of tensors; scalars stay on the device."""
+"""Algebra of vectors that are lists of tensors, none among them too; scalars stay on the device.
 
-from collections.abc import Callable, Iterable, Sequence
+What is passed over again and again is `pyfast_nas.ops.tensor_list`, one kernel for a whole list.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from pyfast_nas.ops import tensor_list
+
 __all__ = [
     "axpy_",
-    "cg_step_",
     "columns",
     "copy_",
     "difference",
@@ -16,7 +20,7 @@ __all__ = [
     "flatten",
     "neumann_step_",
     "norm",
-    "perturb",
+    "perturb_",
     "scaled",
     "smallest",
     "step_size",
@@ -36,9 +40,8 @@ def dot(xs: Vector, ys: Vector) -> Tensor:
         >>> dot([torch.ones(2), torch.tensor(3.0)], [torch.ones(2), torch.tensor(2.0)])
         tensor(8.)
     """
-    if not xs:
-        return torch.zeros(())
-    return torch.stack([x.sum() for x in entrywise(xs, ys)]).sum()
+    parts = [tensor_list.dot(*part) for part in _by_dtype(xs, ys)]
+    return parts[0] if len(parts) == 1 else sum(parts, torch.zeros(()))
 
 
 def entrywise(xs: Vector, ys: Vector) -> list[Tensor]:
@@ -58,7 +61,8 @@ def norm(xs: Vector) -> Tensor:
         >>> norm([torch.tensor([3.0]), torch.tensor(4.0)])
         tensor(5.)
     """
-    return torch.stack(torch._foreach_norm(list(xs))).norm() if xs else torch.zeros(())
+    parts = [tensor_list.norm(*part) for part in _by_dtype(xs)]
+    return parts[0] if len(parts) == 1 else sum(map(torch.square, parts), torch.zeros(())).sqrt()
 
 
 def zeros_like(xs: Vector) -> list[Tensor]:
@@ -108,10 +112,8 @@ def axpy_(ys: Vector, factor: Scalar, xs: Vector) -> None:
         >>> ys
         [tensor([3., 3.])]
     """
-    if ys and isinstance(factor, Tensor):
-        torch._foreach_add_(list(ys), scaled(xs, factor))
-    elif ys:
-        torch._foreach_add_(list(ys), list(xs), alpha=factor)
+    for part_of_ys, part_of_xs in _by_dtype(ys, xs):
+        tensor_list.axpy_(part_of_ys, factor, part_of_xs)
 
 
 @torch.no_grad()
@@ -129,14 +131,16 @@ def copy_(ys: Vector, xs: Vector) -> None:
 
 
 def step_size(direction: Vector, radius: float) -> Tensor:
-    """Return ``radius / |direction|``, and 1 where the direction is zero: then no step is.
+    """Return ``radius / |direction|``, and 0 where the direction is zero: then no step is.
 
     Example:
         >>> step_size([torch.tensor([3.0, 4.0])], 0.1), step_size([torch.zeros(2)], 0.1)
-        (tensor(0.0200), tensor(1.))
+        (tensor(0.0200), tensor(0.))
     """
     length = norm(direction)
-    return torch.where(length > smallest(length), radius / length, torch.ones_like(length))
+    # Infinite directions do not pass for a short way.
+    step = radius / length + (length - length)
+    return torch.where(length == 0, torch.zeros_like(step), step)
 
 
 def smallest(x: Tensor) -> float:
@@ -149,24 +153,33 @@ def smallest(x: Tensor) -> float:
     return torch.finfo(x.dtype).tiny
 
 
-def perturb(xs: Vector, step: Tensor, direction: Vector) -> list[Tensor]:
-    """Return ``x + step * direction``, without a graph.
+@torch.no_grad()
+def perturb_(
+    places: Vector, xs: Vector, step: Tensor, direction: Vector, sign: float = 1.0
+) -> None:
+    """Write ``x + sign * step * direction`` into ``places``, parameters included.
 
     Example:
-        >>> perturb([torch.ones(2)], torch.tensor(0.5), [torch.ones(2)])
+        >>> places = [torch.zeros(2)]
+        >>> perturb_(places, [torch.ones(2)], torch.tensor(0.5), [torch.ones(2)])
+        >>> places
         [tensor([1.5000, 1.5000])]
     """
-    return total(xs, direction, step)
+    for out, start, along in _by_dtype(places, xs, direction):
+        tensor_list.perturb(start, step, along, c=sign, out=out)
 
 
 def difference(plus: Vector, minus: Vector, step: Tensor) -> list[Tensor]:
-    """Return the central difference ``(plus - minus) / (2 * step)``.
+    """Return the central difference ``(plus - minus) / (2 * step)``, 0 where the step is.
 
     Example:
         >>> difference([torch.ones(2)], [torch.zeros(2)], torch.tensor(0.25))
         [tensor([2., 2.])]
     """
-    return scaled(torch._foreach_sub(list(plus), list(minus)), 0.5 / step) if plus else []
+    apart = zeros_like(plus)
+    for out, *ends in _by_dtype(apart, plus, minus):
+        tensor_list.difference(*ends, step, out=out)
+    return apart
 
 
 def neumann_step_(series: Vector, term: Vector, product: Vector, gamma: Scalar) -> None:
@@ -178,46 +191,8 @@ def neumann_step_(series: Vector, term: Vector, product: Vector, gamma: Scalar) 
         >>> series, term
         ([tensor([1.5000])], [tensor([0.5000])])
     """
-    axpy_(term, -gamma, product)
-    axpy_(series, 1.0, term)
-
-
-def cg_step_(
-    solution: Vector,
-    residual: Vector,
-    direction: Vector,
-    product: Vector,
-    square: Tensor,
-    curvature: Tensor,
-) -> Tensor:
-    """Make one step of conjugate gradients along ``direction``.
-
-    The residual moves by the operator that gave the step length, and the new direction is made
-    of the new residual.
-
-    Args:
-        solution: Moved by ``a * direction`` with ``a = square / curvature``.
-        residual: Moved by ``-a * product``.
-        direction: Becomes the next direction.
-        product: The operator applied to ``direction``.
-        square: Squared norm of the residual.
-        curvature: Inner product of ``direction`` and ``product``.
-
-    Returns:
-        The squared norm of the new residual.
-
-    Example:
-        >>> z, r, p = [torch.zeros(1)], [torch.ones(1)], [torch.ones(1)]
-        >>> image = [torch.full((1,), 4.0)]
-        >>> cg_step_(z, r, p, image, torch.tensor(1.0), torch.tensor(4.0)), z
-        (tensor(0.), [tensor([0.2500])])
-    """
-    length = square / curvature
-    axpy_(solution, length, direction)
-    axpy_(residual, -length, product)
-    new_square = dot(residual, residual)
-    copy_(direction, total(residual, direction, new_square / square))
-    return new_square
+    for part in _by_dtype(series, term, product):
+        tensor_list.neumann_step_(*part, gamma)
 
 
 def flatten(xs: Vector) -> Tensor:
@@ -257,3 +232,15 @@ def columns(
         unit[place] = 1.0
         found.append(flatten(product(unflatten(unit, like))))
     return torch.stack(found, dim=1)
+
+
+def _by_dtype(*lists: Vector) -> Iterator[tuple[Vector, ...]]:
+    """Yield the parts of lists that the first of them has in one dtype; nothing of empty ones."""
+    kinds = dict.fromkeys(x.dtype for x in lists[0])
+    if len(kinds) == 1:
+        yield lists
+        return
+    for kind in kinds:
+        yield tuple(
+            [x for x, like in zip(xs, lists[0], strict=True) if like.dtype is kind] for xs in lists
+        )

@@ -50,10 +50,11 @@ def perturb_into(outs: Lists, ws: Lists, vs: Lists, a: Number) -> None:
 
 
 def difference_into(outs: Lists, xs: Lists, ys: Lists, eps: Number, number: float = 0.5) -> None:
-    """Write number (x - y) / eps; zero where eps is zero."""
+    """Write number (x - y) / eps; zero where eps is zero, NaN where it is infinite."""
     for out, x, y in zip(outs, xs, ys, strict=True):
         divisor = torch.as_tensor(eps, dtype=torch.float64, device=x.device)
-        factor = torch.where(divisor == 0, torch.zeros_like(divisor), number / divisor)
+        over = number / divisor + (divisor - divisor)
+        factor = torch.where(divisor == 0, torch.zeros_like(divisor), over)
         apart = _as(x, factor) * (_wide(x) - _wide(y))
         out.copy_(torch.where(factor == 0, torch.zeros_like(apart), apart))
 

@@ -9,7 +9,6 @@ Lists that ``flat_like`` made are passed over as a single tensor.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -193,6 +192,8 @@ def perturb(
 def difference(xs: Lists, ys: Lists, eps: float | Tensor, *, out: Lists | None = None) -> Lists:
     r"""Return the central difference :math:`(x - y) / 2\epsilon`; zero where :math:`\epsilon` is.
 
+    NaN where :math:`\epsilon` is not finite.
+
     Args:
         xs: Gradients at the one end.
         ys: Gradients at the other, tensors of the shapes of ``xs``.
@@ -212,7 +213,7 @@ def difference(xs: Lists, ys: Lists, eps: float | Tensor, *, out: Lists | None =
     names = ("out", "xs", "ys")
     out = _fresh("difference", names[1:], (xs, ys)) if out is None else out
     lists, divisor = (out, xs, ys), scalar_of("difference", "eps", eps, xs)
-    half = 0.5 / (divisor.number or math.inf)  # the kernel divides by the tensor
+    half = _over(divisor.number)  # the kernel divides by the tensor
     call = _Call("difference", names, lists, written=1)
     call.run(
         _library.call_difference,
@@ -338,6 +339,11 @@ def _sum(
 def _fresh(op: str, names: Sequence[str], lists: Sequence[Lists]) -> FlatList:
     check_lists(op, names, lists)
     return flat_like(lists[0])
+
+
+def _over(number: float) -> float:
+    """Return 0.5 over a number: 0 over 0, NaN over infinity."""
+    return 0.5 / number + (number - number) if number else 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,7 +95,9 @@ def test_factor_of_each_form_of_momentum(options, existed, factor):
     optimizer = SGD([weight], lr=0.1, **options)
     if existed:
         optimizer.state[weight]["momentum_buffer"] = torch.ones(2, dtype=torch.float64)
-    _, pull = hg.InnerOptimizer(optimizer, [weight]).step([weight.detach()], [torch.ones(2)])
+    _, pull = hg.InnerOptimizer(optimizer, [weight]).step(
+        [weight.detach()], [torch.ones_like(weight)]
+    )
     assert pull([torch.ones(2, dtype=torch.float64)])[0].tolist() == pytest.approx([factor] * 2)
 
 

@@ -12,6 +12,7 @@ import torch
 from pyfast_nas import hypergradients as hg
 from pyfast_nas.errors import DivergenceError
 from pyfast_nas.hypergradients import inner_optimizer, problem, products, vectors
+from pyfast_nas.ops import tensor_list
 from tests.hypergradients import (
     conftest,
     test_golden,
@@ -261,25 +262,28 @@ def no_mixed_term(patch):
 
 
 def old_residual(patch):
-    def step(solution, residual, direction, product, square, curvature):
-        length = square / curvature
-        before = [r.clone() for r in residual]
-        vectors.axpy_(solution, length, direction)
-        vectors.axpy_(residual, -length, product)
-        new = vectors.dot(residual, residual)
-        vectors.copy_(direction, vectors.total(before, vectors.scaled(direction, new / square)))
-        return new
+    step = tensor_list.cg_step_
 
-    patch.setattr(vectors, "cg_step_", step)
+    def wrong(solution, residual, direction, product, state):
+        before = [r.clone() for r in residual]
+        step(solution, residual, direction, product, state)
+        # The direction that the old residual gives in place of the new one.
+        for p, old, new in zip(direction, before, residual, strict=True):
+            p += old - new
+
+    patch.setattr(tensor_list, "cg_step_", wrong)
 
 
 def unscaled_residual(patch):
-    step = vectors.cg_step_
+    step = tensor_list.cg_step_
 
-    def wrong(solution, residual, direction, product, square, curvature):
-        return step(solution, residual, direction, vectors.scaled(product, 0.1), square, curvature)
+    def wrong(solution, residual, direction, product, state):
+        before = [r.clone() for r in residual]
+        step(solution, residual, direction, product, state)
+        for r, old in zip(residual, before, strict=True):
+            r.copy_(old + 0.1 * (r - old))
 
-    patch.setattr(vectors, "cg_step_", wrong)
+    patch.setattr(tensor_list, "cg_step_", wrong)
 
 
 def one_term_less(patch):
