@@ -255,10 +255,15 @@ class TensorLists {
           ": ", lists_[list].name, " must have the shapes of the other lists");
     if (lies_like(mine, entry)) return data(list, tensor);
     if (static_cast<int>(list) < written_) refuse_expanded(list, mine);
+    const bool is_written = static_cast<int>(list) < written_;
+    // Of a tensor with gaps only the first element is known to be its own.
+    const int64_t known = is_dense(mine) ? mine.numel
+                          : is_written   ? std::min<int64_t>(mine.numel, 1)
+                                         : 0;
+    add_span(data(list, tensor), known, segments_.size(), is_written);
     Tensor copy = copy_like(share(tensor), entry);
     void* memory = copy.mutable_data_ptr();
-    if (static_cast<int>(list) < written_) {
-      if (entry.numel > 0) written_copies_.push_back(data(list, tensor));
+    if (is_written) {
       copies_.emplace_back(share(tensor), std::move(copy));
     } else {
       kept_.push_back(std::move(copy));
@@ -295,25 +300,30 @@ class TensorLists {
     return type;
   }
 
+  // Memory that a list has at a place.
+  struct Span {
+    const char* begin;
+    const char* end;
+    size_t segment;
+    bool is_written;
+  };
+
+  void add_span(const void* memory, int64_t numel, size_t segment, bool is_written) {
+    const char* begin = static_cast<const char*>(memory);
+    if (numel > 0) spans_.push_back({begin, begin + numel * bytes_, segment, is_written});
+  }
+
   // What is written must not share memory with anything but the same place of a list that is read.
   void refuse_overlaps() {
-    struct Span {
-      const char* begin;
-      const char* end;
-      size_t segment;
-      bool is_written;
-    };
-    std::vector<Span> spans;
-    spans.reserve(segments_.size() * lists_.size());
+    spans_.reserve(spans_.size() + segments_.size() * lists_.size());
     for (size_t i = 0; i < segments_.size(); ++i) {
       for (int list = 0; list < num_lists(); ++list) {
-        const char* begin = static_cast<const char*>(segments_[i].at[list]);
-        spans.push_back({begin, begin + segments_[i].numel * bytes_, i, list < written_});
+        add_span(segments_[i].at[list], segments_[i].numel, i, list < written_);
       }
     }
     const auto is_before = [](const Span& a, const Span& b) { return a.begin < b.begin; };
-    if (!std::is_sorted(spans.begin(), spans.end(), is_before)) {
-      std::sort(spans.begin(), spans.end(), is_before);
+    if (!std::is_sorted(spans_.begin(), spans_.end(), is_before)) {
+      std::sort(spans_.begin(), spans_.end(), is_before);
     }
     // Spans that reach into each other, by way of others perhaps: one of them may be written if all
     // are the same place.
@@ -321,7 +331,7 @@ class TensorLists {
     const char* end = nullptr;
     bool is_one_place = true;
     int writers = 0;
-    for (const Span& span : spans) {
+    for (const Span& span : spans_) {
       if (place == nullptr || span.begin >= end) {
         place = &span;
         end = span.end;
@@ -335,10 +345,6 @@ class TensorLists {
       check(writers == 0 || (is_one_place && writers == 1), op_,
             ": what is written must not share memory");
     }
-    std::sort(written_copies_.begin(), written_copies_.end());
-    check(
-        std::adjacent_find(written_copies_.begin(), written_copies_.end()) == written_copies_.end(),
-        op_, ": what is written must not share memory");
   }
 
   const char* op_;
@@ -355,7 +361,7 @@ class TensorLists {
   std::vector<ListEntry> layout_;
   std::vector<math::Segment> segments_;
   std::vector<std::pair<Tensor, Tensor>> copies_;
-  std::vector<void*> written_copies_;
+  std::vector<Span> spans_;
   std::vector<Tensor> kept_;
 };
 

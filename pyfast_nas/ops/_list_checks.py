@@ -106,8 +106,8 @@ def _check_like(op: str, name: str, x: Tensor, first: Tensor, first_name: str) -
 def _refuse_overlaps(op: str, names: Sequence[str], lists: Sequence, written: int) -> None:
     """Refuse a place in memory that is written and is anything else's as well.
 
-    Dense tensors are compared by the memory they cover, others by where they begin. The same place
-    of a list that is read may be the tensor that is written.
+    Dense tensors are compared by the memory they cover, those with gaps that are written by where
+    they begin. The same place of a list that is read may be the tensor that is written.
     """
     spans = []
     for place, tensors in enumerate(lists):
@@ -115,9 +115,10 @@ def _refuse_overlaps(op: str, names: Sequence[str], lists: Sequence, written: in
             name, is_written = f"{names[place]}[{index}]", place < written
             if is_written and any(s == 0 < n - 1 for s, n in zip(x.stride(), x.shape, strict=True)):
                 raise ValueError(f"{op}: {name} must not hold one element at two places")
-            if x.numel():
+            is_dense = _is_dense(x)
+            if x.numel() and (is_written or is_dense):
                 begin = x.data_ptr()
-                end = begin + (x.nbytes if _is_dense(x) else x.element_size())
+                end = begin + (x.nbytes if is_dense else x.element_size())
                 spans.append((begin, end, index, is_written, name))
     # Spans that reach into each other: one of them may be written if all are the same place.
     together: list[tuple] = []

@@ -201,6 +201,16 @@ def test_a_list_may_be_read_where_it_is_written(backend):
         assert not any(v.any() for v in vs)
 
 
+def test_a_list_may_be_read_in_another_layout_where_it_is_written(backend):
+    x = torch.arange(9.0).view(3, 3)
+    want = x + x.t()
+    tensor_list.axpy_([x], 1.0, [x.t()])
+    assert torch.equal(x, want)
+    base = torch.arange(8.0)
+    tensor_list.axpy_([base[::2], base[1::2]], 1.0, [base[::2], torch.ones(4)])
+    assert base.tolist() == [0.0, 2.0, 4.0, 4.0, 8.0, 6.0, 12.0, 8.0]
+
+
 def test_what_is_read_may_overlap(backend):
     base = torch.arange(8.0)
     got = tensor_list.dot([base[:7], base[:7]], [base[1:], base[:7]])

@@ -171,6 +171,17 @@ def test_two_lists_that_are_written_must_be_two(backend):
             tensor_list.neumann_step_(ps, ps, lists(1)[0], 0.5)
 
 
+def test_two_layouts_of_one_memory_are_no_two_lists(backend):
+    x = torch.ones(3, 3)
+    for us in (x.t(), x[:, :1].expand(3, 3).t(), x.as_strided((3, 3), (3, 1))):
+        with pytest.raises(ValueError, match=r"neumann_step_: (us|ps)"):
+            tensor_list.neumann_step_([x], [us], [torch.ones(3, 3)], 0.5)
+    gaps = torch.ones(4, 6)
+    with pytest.raises(ValueError, match="must not share memory"):
+        tensor_list.axpy_([gaps[:, ::2]], 1.0, [gaps.view(-1)[:12].view(4, 3)])
+    assert (x == 1).all() and (gaps == 1).all()
+
+
 @pytest.mark.parametrize("radius", [0.0, -1.0, float("nan")])
 def test_a_radius_must_be_positive(radius, backend):
     with pytest.raises(ValueError, match="radius must be greater than 0, got"):
