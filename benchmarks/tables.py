@@ -41,7 +41,7 @@ def _section(operator: str, rows: Sequence[Record]) -> str:
     versions = sorted({_versions(row) for row in rows})
     parts = [f"### {operator}\n", TEXTS.get(operator, "")]
     parts += ["" if on_gpu(rows) else OF_THE_CPU.get(operator, ""), f"{'; '.join(versions)}.\n"]
-    if operator in ("supernet", "profile", "step"):
+    if operator in ("supernet", "profile", "step", "product"):
         for (_, case, dtype, threads), some in by_case(rows).items():
             parts.append(f"**{case}**, {dtype}, {threads} threads\n\n{_markdown(*table(some))}")
     else:

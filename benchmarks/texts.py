@@ -47,9 +47,15 @@ matrices of 2,048 x 2,048 and of a copy of 64 MiB, timed in the same rounds: the
 what bounds a node.
 """,
     "step": """\
-One search step, an update of the architecture and one of the weights. `eager` is the first-order
-DARTS step in plain PyTorch in the rows of every search. MSG-DAS runs with its defaults, past both
+One search step, an update of the architecture and one of the weights. `eager` is the step in plain
+PyTorch: DARTS of first order, and of second order by central differences with the fewest passes.
+MSG-DAS stands beside the plain step of first order. MSG-DAS runs with its defaults, past both
 warm-ups; guidance is one more forward pass of the whole super-net.
+""",
+    "product": """\
+The Hessian in the weights and the mixed derivative times a vector, exactly: the gradient with its
+graph, then both products in one pass backwards. Ours differentiates the plain composition of the
+operators, as every second derivative of fused nodes does; the kernels serve first derivatives.
 """,
     "edge": """\
 One mixed edge with all eight candidates. `fused` gets channels-last as inside a network,

@@ -16,18 +16,19 @@ from pyfast_nas.bench.child import (
 from pyfast_nas.bench.memory import held_bytes, kept_bytes, peak_bytes
 from pyfast_nas.bench.networks import DARTSCase, NetworkCase
 from pyfast_nas.bench.operators import MIXED_SUM_CASES, NORM_MIXED_SUM_CASES, OperatorCase
+from pyfast_nas.bench.products import ProductCase
 from pyfast_nas.bench.profile import bench_profile, launches
 from pyfast_nas.bench.record import Row
 from pyfast_nas.bench.rivals import PROVIDERS
 from pyfast_nas.bench.sampling import GUMBEL_TOPK_CASES
 from pyfast_nas.bench.settings import Settings, network_cases
-from pyfast_nas.bench.steps import SEARCHES, StepCase
+from pyfast_nas.bench.steps import PLAIN, SEARCHES, StepCase
 from pyfast_nas.bench.tensor_lists import TENSOR_LIST_CASES
 from pyfast_nas.bench.timing import Timing, copy_bandwidth, measure
 from pyfast_nas.bench.workload import DEEP, FLOAT64, KINKS, Errors, Workload, check
 from pyfast_nas.testing import full_float32
 
-__all__ = ["bench", "bench_network", "bench_operator", "bench_steps"]
+__all__ = ["bench", "bench_network", "bench_operator", "bench_products", "bench_steps"]
 
 Say = Callable[[str], None]
 _OPERATOR_CASES = {
@@ -61,6 +62,12 @@ def _bench(what: str, settings: Settings, say: Say) -> Iterator[list[Row]]:
                 yield bench_operator(
                     case, mode, seconds=settings.seconds, bandwidth=bandwidth, device=device
                 )
+        return
+    if what == "product":
+        # Half the batch: the graph of a gradient takes several times the memory of a pass.
+        half = max(settings.batch_size // 2, 1)
+        net = DARTSCase(batch=half, channels=settings.channels, cells=settings.cells)
+        yield bench_products(ProductCase(net=net), settings, say)
         return
     if what == "step":
         net = DARTSCase(batch=settings.batch_size, channels=settings.channels, cells=settings.cells)
@@ -212,14 +219,50 @@ def _memory(
     return found
 
 
+def bench_products(case: ProductCase, settings: Settings, say: Say) -> list[Row]:
+    """Time exact products with second derivatives.
+
+    Args:
+        case: The super-net.
+        settings: Device, rivals and patience.
+        say: Takes a line about what is going on.
+
+    Raises:
+        WrongResultError: If a provider computes something else.
+    """
+    say(f"{case.operator}, {case.name}: checking against float64")
+    rivals = ("eager", *(n for n in settings.rivals if n != "eager"))
+    names = tuple(n for n in case.providers if not PROVIDERS[n].is_rival or n in rivals)
+    calls, device = case.calls(names, settings.device), settings.device
+    say(f"{case.operator}, {case.name}: timing")
+    timings = measure(calls, seconds=settings.seconds, rounds=settings.rounds, device=device)
+    return [
+        Row(
+            operator=case.operator,
+            case=case.name,
+            mode="step",
+            provider=name,
+            shape=list(case.net.input_shapes[0]),
+            dtype="float32",
+            threads=torch.get_num_threads(),
+            timing=timing,
+            images=case.net.batch,
+            peak_bytes=peak_bytes(calls[name], device),
+            **launches(calls[name], device),
+        )
+        for name, timing in timings.items()
+    ]
+
+
 def bench_steps(
     case: StepCase, settings: Settings, say: Say, searches: Sequence[str] = tuple(SEARCHES)
 ) -> list[Row]:
-    """Time whole search steps, all in turn: ours of each search, and the plain DARTS step.
+    """Time whole search steps, all in turn: ours of each search, and plain DARTS steps.
 
     On a GPU ours are timed made one by one and recorded.
 
-    The plain step is the same measurement in the rows of every search.
+    A search that is not written out in plain PyTorch stands beside the plain step of first order,
+    the same measurement in the rows of each of them.
 
     Args:
         case: The super-net.
@@ -230,7 +273,7 @@ def bench_steps(
     Raises:
         WrongResultError: If a step moves the weights elsewhere.
     """
-    first, *_ = SEARCHES
+    first, *_ = PLAIN
     device, narrow, wide_dtype = settings.device, torch.float32, torch.float64
     rivals = [name for name in ("eager", "channels-last") if name in settings.rivals]
     native = ["fused", *(["recorded"] if torch.device(device).type == "cuda" else [])]
@@ -238,17 +281,18 @@ def bench_steps(
     for search in searches:
         say(f"step, {case.name(search)}: checking against float64")
         # There is no plain MSG-DAS: the reference is what it is compared with.
-        plain = "eager" if search == first else "reference"
+        plain = "eager" if search in PLAIN else "reference"
         truth = case.stepper(plain, search, wide_dtype, device).results()
         wide = case.stepper("fused", search, wide_dtype, device).results()
         pair = {plain: truth, "fused": wide}
         check(pair, truth, plain, f"a step of {search} in float64", tolerance=FLOAT64)
-        names = [plain, *(n for n in rivals if n != plain and search == first), *native]
+        names = [plain, *(n for n in rivals if n != plain and search in PLAIN), *native]
         results = {n: case.stepper(n, search, narrow, device).results() for n in names}
         what = f"a step of {search}"
         found = check(results, truth, plain, what, tolerance=DEEP, kinks=KINKS)
         errors |= {(search, name): error for name, error in found.items()}
-    calls = {(first, name): case.stepper(name, first, narrow, device) for name in rivals}
+    written_out = [first, *(search for search in searches if search in PLAIN and search != first)]
+    calls = {(s, n): case.stepper(n, s, narrow, device) for s in written_out for n in rivals}
     ours = [*native, *(["reference"] if "reference" in settings.rivals else [])]
     calls |= {(s, n): case.stepper(n, s, narrow, device) for n in ours for s in searches}
     for _ in range(StepGraph.WARM_UP + 1):  # the last of them records
@@ -279,5 +323,5 @@ def bench_steps(
         for search in searches
         for at in calls
         for name in [at[1]]
-        if at[0] == search or (at[0] == first and name in rivals)
+        if at[0] == search or (at[0] == first and name in rivals and search not in PLAIN)
     ]

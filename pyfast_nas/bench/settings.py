@@ -9,7 +9,7 @@ from pyfast_nas.bench.rivals import PROVIDERS
 
 __all__ = ["WHAT", "Settings", "network_cases"]
 
-WHAT = ("operators", "tensor-list", "edge", "cell", "supernet", "profile", "step")
+WHAT = ("operators", "tensor-list", "edge", "cell", "supernet", "profile", "step", "product")
 STAGES = ((16, 32), (32, 16), (64, 8))  # width of the cells and side of the images
 
 

@@ -1,8 +1,8 @@
-"""Whole search steps: first-order DARTS in plain PyTorch, and ours."""
+"""Whole search steps: DARTS of first and second order in plain PyTorch, and ours."""
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +14,14 @@ from pyfast_nas.bench.networks import CLASSES, DARTSCase
 from pyfast_nas.bench.rivals import PROVIDERS
 from pyfast_nas.typing import Batch
 
-__all__ = ["SEARCHES", "PlainSearch", "StepCase"]
+__all__ = ["PLAIN", "SEARCHES", "PlainSearch", "PlainSecondOrder", "StepCase"]
 
 Step = Callable[[Batch, Batch], Mapping[str, Tensor]]
 
 # Case -> the algorithm that our provider runs. Guidance is one more forward pass of the super-net.
 SEARCHES: dict[str, Callable[[], Any]] = {
     "first-order DARTS": algorithms.DARTS,
+    "second-order DARTS": lambda: algorithms.DARTS(hypergradient="finite_difference"),
     "MSG-DAS, K = 1": lambda: _msg_das(1),
     "MSG-DAS, K = 2": lambda: _msg_das(2),
     "MSG-DAS, K = 4": lambda: _msg_das(4),
@@ -61,7 +62,7 @@ class PlainSearch:
 
     def step(self, train: Batch, valid: Batch) -> dict[str, Tensor]:
         """Make one architecture step on ``valid``, then one weight step on ``train``."""
-        valid_loss, gradients = self._gradients(valid, self.alphas)
+        valid_loss, gradients = self.hypergradient(train, valid)
         for alpha, gradient in zip(self.alphas, gradients, strict=True):
             alpha.grad = gradient
         self.adam.step()
@@ -72,10 +73,57 @@ class PlainSearch:
         self.sgd.step()
         return {"train/loss": train_loss, "valid/loss": valid_loss}
 
+    def hypergradient(self, train: Batch, valid: Batch) -> tuple[Tensor, Sequence[Tensor]]:
+        """Return the validation loss and what the logits are moved along."""
+        return self._gradients(valid, self.alphas)
+
     def _gradients(self, batch: Batch, wanted: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         images, labels = batch
         loss = F.cross_entropy(self.model(images), labels)
         return loss.detach(), torch.autograd.grad(loss, wanted, materialize_grads=True)
+
+
+class PlainSecondOrder(PlainSearch):
+    """DARTS of second order by central differences, with the fewest passes and fused updates.
+
+    Weights are moved in place and copied back.
+
+    References:
+        Liu, Simonyan & Yang, "DARTS: Differentiable Architecture Search", ICLR 2019, eqs. 6-8.
+    """
+
+    @torch.no_grad()
+    def _move(self, start: Sequence[Tensor], along: Sequence[Tensor], step: Tensor) -> None:
+        torch._foreach_copy_(
+            self.weights, torch._foreach_add(start, torch._foreach_mul(along, step))
+        )
+
+    def hypergradient(self, train: Batch, valid: Batch) -> tuple[Tensor, Sequence[Tensor]]:
+        """Return the validation loss after the virtual step, and the hypergradient there."""
+        options, state = self.sgd.param_groups[0], self.sgd.state
+        start = [weight.detach().clone() for weight in self.weights]
+        _, gradients = self._gradients(train, self.weights)
+        update = torch._foreach_add(gradients, start, alpha=options["weight_decay"])
+        momenta = [state.get(weight, {}).get("momentum_buffer") for weight in self.weights]
+        if momenta[0] is not None:
+            torch._foreach_add_(update, momenta, alpha=options["momentum"])
+        rate = torch.tensor(-options["lr"], device=start[0].device)
+        self._move(start, update, rate)
+        loss, found = self._gradients(valid, [*self.weights, *self.alphas])
+        along, direct = found[: len(start)], found[len(start) :]
+        step = 0.01 / torch.stack(torch._foreach_norm(along)).norm()
+        self._move(start, along, step)
+        _, plus = self._gradients(train, self.alphas)
+        self._move(start, along, -step)
+        _, minus = self._gradients(train, self.alphas)
+        with torch.no_grad():
+            torch._foreach_copy_(self.weights, start)
+        pairs = zip(direct, plus, minus, strict=True)
+        return loss, [d + rate * (p - m) / (2 * step) for d, p, m in pairs]
+
+
+# Searches that are written out in plain PyTorch; the first one's step is timed beside all others.
+PLAIN = {"first-order DARTS": PlainSearch, "second-order DARTS": PlainSecondOrder}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,7 +177,7 @@ class StepCase:
             )
             weights = model.weight_parameters()
         else:
-            algorithm = PlainSearch(model)
+            algorithm = PLAIN[search](model)
             weights = algorithm.weights
         graph = algorithms.StepGraph(algorithm) if is_recorded else None
         step = algorithm.step if graph is None else graph.step

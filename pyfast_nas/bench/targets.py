@@ -11,6 +11,7 @@ __all__ = ["FOREIGN", "SUPERNET", "TARGETS", "Target", "figures", "rows_of"]
 
 # Cases whose figures are quoted elsewhere; a GPU is given four times the batch.
 SUPERNET = "DARTS, C = 16, 8 cells, batch 16"
+PRODUCT = "exact, DARTS, C = 16, 8 cells, batch 8"
 FOREIGN = "NAS-Bench-201, C = 16, N = 5, batch 16"
 NEUMANN = "Neumann update, 1,399 tensors"
 DIFFERENCE = "central difference, 1,399 tensors"
@@ -90,6 +91,18 @@ TARGETS = (
         must=(2.5, 1.5),
         reach=(4.0, 3.0),
         figure=_ratio("supernet", SUPERNET, "both", "compile"),
+    ),
+    Target(
+        what="second-order step by central differences, against eager NCHW",
+        must=(4.0, 5.0),
+        reach=(7.0, 10.0),
+        figure=_ratio("step", f"second-order DARTS: {SUPERNET}", "step", "eager"),
+    ),
+    Target(
+        what="exact product with second derivatives, against eager double backward",
+        must=(1.0, 1.0),
+        reach=(8.0, 8.0),
+        figure=_ratio("product", PRODUCT, "step", "eager"),
     ),
     Target(
         what="saved for backward, an image",

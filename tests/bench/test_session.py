@@ -9,9 +9,11 @@ from pyfast_nas import _ext, bench
 from pyfast_nas.bench import child, operators, sampling, session, tensor_lists
 from pyfast_nas.bench.networks import DARTSCase
 from pyfast_nas.bench.parts import CellCase, EdgeCase, NodeCase
+from pyfast_nas.bench.products import ProductCase
 from pyfast_nas.bench.settings import Settings, network_cases
 from pyfast_nas.bench.steps import SEARCHES, StepCase
 from pyfast_nas.bench.workload import WrongResultError
+from pyfast_nas.hypergradients import HessianProducts
 from pyfast_nas.nn.acceleration_report import AccelerateReport
 
 EDGE = EdgeCase(batch=2, channels=4, size=8)
@@ -92,6 +94,38 @@ def test_search_steps(quick):
     # The plain DARTS step is what every search is held against.
     assert found[first, "eager"].timing == found[second, "eager"].timing
     assert all(row.peak_bytes > 0 and row.mode == "step" for row in rows)
+
+
+def test_steps_of_second_order_stand_beside_their_own_plain_step(quick):
+    case = StepCase(net=DARTSCase(batch=2, channels=2, cells=1))
+    first, second = "first-order DARTS", "second-order DARTS"
+    rows = session.bench_steps(case, quick, silent, searches=(second,))
+    assert {(row.case.partition(":")[0], row.provider) for row in rows} == {
+        (second, "eager"),
+        (second, "fused"),
+    }
+    # The second step has momentum, and weights that the logits of the first step have moved.
+    plain = {name: case.stepper("eager", name, torch.float64) for name in (first, second)}
+    ours = case.stepper("fused", second, torch.float64)
+    for _ in range(2):
+        by_first, by_second, by_ours = (
+            stepper.results() for stepper in (plain[first], plain[second], ours)
+        )
+        torch.testing.assert_close(by_ours, by_second, rtol=1e-7, atol=1e-12)
+    assert not torch.allclose(by_first[0], by_second[0], rtol=1e-7), "nothing of second order"
+
+
+def test_exact_products(quick, monkeypatch):
+    case = ProductCase(net=DARTSCase(batch=2, channels=2, cells=1))
+    rows = session.bench_products(case, quick, silent)
+    assert [row.provider for row in rows] == ["eager", "fused"]
+    assert all(row.timing.p50 > 0 and row.mode == "step" for row in rows)
+    right = HessianProducts.both
+    monkeypatch.setattr(
+        HessianProducts, "both", lambda self, u: right(self, [2 * entry for entry in u])
+    )
+    with pytest.raises(WrongResultError, match="fused must compute"):
+        session.bench_products(case, quick, silent)
 
 
 def test_recorded_steps_are_ours_and_say_why_they_are_not():
