@@ -7,17 +7,24 @@ drop-in modules. Importing compiles nothing, prints nothing and starts no GPU co
 import importlib
 from typing import TYPE_CHECKING
 
-from pyfast_nas import algorithms, data, engine, errors, nn, ops, spaces
+from pyfast_nas import errors
 from pyfast_nas._version import __version__
-from pyfast_nas.engine import SearchConfig, SearchResult, TrainConfig, TrainResult, search, train
 from pyfast_nas.errors import Error
 from pyfast_nas.info import Info, info
-from pyfast_nas.spaces import Genotype
 
 if TYPE_CHECKING:
-    from pyfast_nas import hypergradients
+    from pyfast_nas import algorithms, data, engine, hypergradients, nn, ops, spaces
+    from pyfast_nas.engine import (
+        SearchConfig,
+        SearchResult,
+        TrainConfig,
+        TrainResult,
+        search,
+        train,
+    )
     from pyfast_nas.nn.accelerate import accelerate, restore
     from pyfast_nas.nn.acceleration_report import AccelerateReport
+    from pyfast_nas.spaces import Genotype
 
 __all__ = [
     "AccelerateReport",
@@ -44,12 +51,26 @@ __all__ = [
     "train",
 ]
 
-# What most processes do not need is imported where it is first asked for.
+# Rooms and names are imported where they are first asked for: a process that uses one of them does
+# not wait for all.
 _LATER = {
     "AccelerateReport": "pyfast_nas.nn.acceleration_report",
+    "Genotype": "pyfast_nas.spaces",
+    "SearchConfig": "pyfast_nas.engine",
+    "SearchResult": "pyfast_nas.engine",
+    "TrainConfig": "pyfast_nas.engine",
+    "TrainResult": "pyfast_nas.engine",
     "accelerate": "pyfast_nas.nn.accelerate",
+    "algorithms": "pyfast_nas.algorithms",
+    "data": "pyfast_nas.data",
+    "engine": "pyfast_nas.engine",
     "hypergradients": "pyfast_nas.hypergradients",
+    "nn": "pyfast_nas.nn",
+    "ops": "pyfast_nas.ops",
     "restore": "pyfast_nas.nn.accelerate",
+    "search": "pyfast_nas.engine",
+    "spaces": "pyfast_nas.spaces",
+    "train": "pyfast_nas.engine",
 }
 
 
