@@ -13,7 +13,7 @@ from pyfast_nas._version import __version__
 if TYPE_CHECKING:
     from pyfast_nas._csrc.build import Toolchain
 
-__all__ = ["Info", "check", "info"]
+__all__ = ["Info", "info"]
 
 _INSTRUCTION_SETS = ("plain", "AVX2", "AVX-512")
 _EXTRAS = ("pytest_benchmark", "tensorboard", "onnx", "optuna")
@@ -114,74 +114,6 @@ def info() -> Info:
         extras={name: importlib.util.find_spec(name) is not None for name in _EXTRAS},
         verdict=_verdict(bool(gpus), tools),
     )
-
-
-def check() -> list[str]:
-    """Run each operator once against the float64 reference on every device that has kernels.
-
-    Returns:
-        One line for each operator and device that disagrees; an empty list when all is well.
-    """
-    from pyfast_nas import ops
-    from pyfast_nas.ops import reference
-
-    problems = []
-    generator = torch.Generator().manual_seed(0)
-    xs = [torch.randn(3, 5, 7, generator=generator) for _ in range(5)]
-    weights = torch.randn(5, generator=generator)
-    logits = torch.randn(9, 8, generator=generator)
-    seed = torch.tensor([2024, 3])
-    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    for device in devices:
-        served = _ext.kernels_in_use(device)
-
-        def report(name: str, error: float, device: str = device) -> None:
-            if not error < 1e-5:
-                problems.append(f"{name} on {device} differs from the reference by {error:.1e}")
-
-        if served["mixed_sum"] == "compiled":
-            moved = [x.to(device) for x in xs]
-            got = ops.mixed_sum(moved, weights.to(device)).cpu().double()
-            want = reference.mixed_sum([x.double() for x in xs], weights.double())
-            report("mixed_sum", (got - want).abs().max().item())
-        if served["gumbel_topk"] == "compiled":
-            place = {"tau": 0.7, "seed": seed.to(device)}
-            got_weights, got_indices = ops.gumbel_topk(logits.to(device), 3, **place)
-            with _ext.use("reference"):
-                want_weights, want_indices = ops.gumbel_topk(logits, 3, tau=0.7, seed=seed)
-            same = torch.equal(got_indices.cpu(), want_indices)
-            error = (got_weights.cpu() - want_weights).abs().max().item()
-            report("gumbel_topk", error if same else float("inf"))
-        if served["philox_uniform"] == "compiled":
-            got_noise = ops.philox_uniform(seed.to(device), 4, 33).cpu()
-            with _ext.use("reference"):
-                want_noise = ops.philox_uniform(seed, 4, 33)
-            report("philox_uniform", (got_noise - want_noise).abs().max().item())
-        if served.get("norm_mixed_sum") == "compiled":
-            got = ops.norm_mixed_sum(xs, weights, [ops.Norm()] * 5)[0].double()
-            with _ext.use("reference"):
-                wide = [x.double() for x in xs]
-                want = ops.norm_mixed_sum(wide, weights.double(), [ops.Norm()] * 5)[0]
-            report("norm_mixed_sum", (got - want).abs().max().item())
-        if served.get("fused_node") == "compiled":
-            x = torch.randn(2, 6, 5, 5, generator=generator)
-            norm = ops.Norm()
-            candidates = [
-                ops.Candidate("skip", 0),
-                ops.Candidate("max_pool", 0, norm=norm),
-                ops.Candidate("conv", 0, (ops.Stage(None, torch.eye(6).view(6, 6, 1, 1), norm),)),
-            ]
-            got = ops.fused_node([x], weights[:3], candidates, [1])[0].double()
-            with _ext.use("reference"):
-                want = ops.fused_node([x], weights[:3], candidates, [1])[0].double()
-            report("fused_node", (got - want).abs().max().item())
-        if served["tensor_list"] == "compiled":
-            ps, us, hs = ([x.to(device, copy=True) for x in xs] for _ in range(3))
-            ops.tensor_list.neumann_step_(ps, us, hs, 0.5)
-            want = sum((1.5 * x.double()).square().sum() for x in xs).sqrt()
-            error = abs(ops.tensor_list.norm(ps).cpu().double() / want - 1)
-            report("tensor_list", error.item())
-    return problems
 
 
 def _visible_gpus() -> tuple[str, ...]:

@@ -18,10 +18,13 @@ class Info:
 
 def run(options: Info) -> int:
     """Print the report; return the exit code."""
-    from pyfast_nas.info import check, info
+    from pyfast_nas.info import info
 
-    record = info()
-    problems = check() if options.check else []
+    record, problems = info(), []
+    if options.check:
+        from pyfast_nas.self_check import check
+
+        problems = check()
     if options.json:
         print(json.dumps({**dataclasses.asdict(record), "check": problems}, sort_keys=True))
     else:
