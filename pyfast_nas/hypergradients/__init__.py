@@ -13,6 +13,7 @@ from pyfast_nas.hypergradients.functional import (
 )
 from pyfast_nas.hypergradients.identity import identity
 from pyfast_nas.hypergradients.inner_optimizer import InnerOptimizer
+from pyfast_nas.hypergradients.lanczos import Eigenvalues, lanczos
 from pyfast_nas.hypergradients.neumann import neumann
 from pyfast_nas.hypergradients.nystrom import nystrom
 from pyfast_nas.hypergradients.problem import BilevelProblem
@@ -23,6 +24,7 @@ from pyfast_nas.hypergradients.unrolled import unrolled
 __all__ = [
     "ESTIMATORS",
     "BilevelProblem",
+    "Eigenvalues",
     "Gradients",
     "HessianProducts",
     "HypergradResult",
@@ -38,6 +40,7 @@ __all__ = [
     "hvp_ww",
     "hypergradient",
     "identity",
+    "lanczos",
     "largest_eigenvalue",
     "module_hypergradient",
     "neumann",
