@@ -101,6 +101,8 @@ class CurvatureMonitor:
         Raises:
             ConfigError: If the algorithm has no loss to differentiate in the alphas.
         """
+        if self.measured and end.epoch <= self.measured[-1][0]:
+            self.measured, self._kept = [], {}  # another search has begun
         if self.action == "go_back":
             self._remember(end)
         if end.epoch % self.interval:
@@ -152,6 +154,10 @@ class CurvatureMonitor:
 
     def _act(self, end: EpochEnd, target: int) -> Stop | GoBack:
         target = max(target - self.extra, 1)
+        if self.action == "go_back":
+            # Soon after a return older states are gone: then the oldest that is there.
+            older = [epoch for epoch in self._kept if epoch <= target]
+            target = max(older, default=min(self._kept))
         grown = f"the curvature in the architecture grew more than {self.factor:g}-fold"
         if self.action == "stop":
             words = f"{grown} by epoch {end.epoch}: the search ended with epoch {target}"

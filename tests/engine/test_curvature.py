@@ -143,6 +143,30 @@ class TestGoingBack:
         assert "weight decay of 0.0009" in decision.reason
         assert [row["epoch"] for row in result.history] == list(range(1, 7))
 
+    def test_growth_soon_after_a_return(self):
+        """Older states than those that led to the first return are gone; the oldest left serves."""
+        values = iter([1.0] * 16 + [3.0] + [1.0] * 2 + [60.0] + [1.0] * 20)
+        monitor = CurvatureMonitor(action="go_back", decay_limit=1.0)
+        monitor.measure = lambda end: next(values)
+        went = []
+
+        def look(end):
+            decision = monitor(end)
+            if decision is not None:
+                went.append((end.epoch, decision.epoch))
+            return decision
+
+        search("toy", toy_data(256), epochs=36, batch_size=128, callbacks=[look])
+        assert len(went) >= 2 and all(target < epoch for epoch, target in went)
+        assert went[1][1] <= went[0][1]
+
+    def test_a_monitor_that_is_used_again_starts_afresh(self):
+        monitor = CurvatureMonitor(interval=1)
+        monitor.measure = lambda end: 1.0
+        for _ in range(2):
+            search("toy", toy_data(256), epochs=2, batch_size=128, callbacks=[monitor])
+        assert [epoch for epoch, _ in monitor.measured] == [1, 2]
+
     def test_it_ends_where_the_decay_would_be_too_large(self):
         monitor = self.monitor(decay_limit=5e-4)
         result = search("toy", toy_data(256), epochs=6, batch_size=64, callbacks=[monitor])
