@@ -164,6 +164,7 @@ class SharedWeightSearch:
         self.generator = generator
         self.loss = loss
         self.steps = 0
+        self.loads = 0  # how often a state was put in place of the one that had come about
         self.device = next(iter(supernet.alphas.values())).device
         self.weights = supernet.weight_parameters()
         self.weight_optimizer = torch.optim.SGD(
@@ -326,6 +327,7 @@ class SharedWeightSearch:
                 f"load_state_dict: state must be of {self.name!r}, got {state['name']!r:.200}"
             )
         self.steps = state["steps"]
+        self.loads += 1
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         if self.generator is not None and "generator" in state:
             self.generator.set_state(state["generator"])

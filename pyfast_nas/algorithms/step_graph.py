@@ -106,7 +106,7 @@ class StepGraph:
             self._recorder = recorder or CUDAGraphs(device, _generators_on(algorithm, device))
         self._warm = 0
         self._phase: tuple[bool, ...] | None = None
-        self._epoch = -1
+        self._recorded: tuple[int, int] | None = None
         self._batches: tuple[Batch, Batch] | None = None
         self._replay: Run | None = None
 
@@ -126,7 +126,8 @@ class StepGraph:
         if not _fits(train, self._batches[0]) or not _fits(valid, self._batches[1]):
             return self._algorithm.step(train, valid)  # the last batch of an epoch, perhaps
         self._algorithm.start_step()
-        if self._epoch != self._algorithm.epoch or self._replay is None:
+        now = self._algorithm.epoch, self._algorithm.loads
+        if self._recorded != now or self._replay is None:
             self._replay = None  # gives its memory to the next
             try:
                 run_step, batches = self._algorithm.run_step, self._batches
@@ -135,7 +136,7 @@ class StepGraph:
                 self.failed, self._batches = True, None
                 self.reason = str(error).splitlines()[0][:200]
                 return self._finish(self._algorithm.run_step(train, valid))
-            self._epoch = self._algorithm.epoch
+            self._recorded = now
         for static, batch in zip(self._batches, (train, valid), strict=True):
             for place, tensor in zip(static, batch, strict=True):
                 place.copy_(tensor)
