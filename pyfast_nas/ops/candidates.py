@@ -94,6 +94,6 @@ def map_tensors(
         return None if n is None else Norm(*map(tensor, n[:4]), n.eps)
 
     def stage(s: Stage) -> Stage:
-        return Stage(*map(tensor, s[:2]), norm(s.norm), s.dilation, tensor(s.shifted))
+        return Stage(*map(tensor, s[:2]), norm(s.norm), s.dilation, *map(tensor, s[4:]))
 
     return [c._replace(stages=tuple(map(stage, c.stages)), norm=norm(c.norm)) for c in candidates]

@@ -73,6 +73,16 @@ def test_the_gradient_is_zero_and_not_missing(function, kernels):
 
 
 @pytest.mark.promise("K18")
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_in_a_node_whose_candidates_are_selected(create_graph, backend):
+    """Selected or not, and on every route, the gradient is zero and not missing."""
+    x, weights, matrix, bias = tensors()
+    for flags in ([True, True], [False, True]):
+        y, _ = ops.fused_node([x], weights, candidates(matrix, bias), [1], torch.tensor(flags))
+        (found,) = torch.autograd.grad(y.square().sum(), [bias], create_graph=create_graph)
+        assert found.abs().max() < 1e-12
+
+
 @pytest.mark.parametrize("function", [as_node, as_cell])
 def test_transforms(function, backend):
     leaves = [leaf.detach() for leaf in tensors()]
