@@ -1,10 +1,12 @@
 """The implicit function theorem with a linear solve by conjugate gradients."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyfast_nas.errors import DivergenceError
@@ -82,9 +84,8 @@ def conjugate_gradient(
 
     def damped(u: Sequence[Tensor]) -> list[Tensor]:
         image = products.ww(products.ww(u)) if normal_equations else products.ww(u)
-        if damping:
-            vectors.axpy_(image, damping, u)
-        return image
+        # Not in place: autograd may return one tensor twice, or one number for many.
+        return vectors.total(image, u, damping) if damping else image
 
     right = products.ww(outer) if normal_equations else outer
     solution = solve(damped, right, maxiter=maxiter, rtol=rtol, atol=atol, max_growth=max_growth)
@@ -147,17 +148,20 @@ def solve(
     References:
         Hestenes & Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems", 1952.
     """
-    value = vectors.zeros_like(right)
     if not right:
-        return Solution(value, 0.0, True, False, 0)
-    residual = [entry.clone() for entry in right]
-    direction = [entry.clone() for entry in right]
+        return Solution([], 0.0, True, False, 0)
+    # One dtype for all: the scalars of a step are those of the whole vector.
+    wide = functools.reduce(torch.promote_types, (entry.dtype for entry in right))
+    residual = [entry.to(wide, copy=True) for entry in right]
+    direction = [entry.to(wide, copy=True) for entry in right]
+    value = vectors.zeros_like(residual)
     state = tensor_list.cg_start(residual)
     first = length = math.sqrt(float(state[0]))
     goal = max(rtol * first, atol)
     iterations, negative = 0, False
     while length > goal and iterations < maxiter and not negative:
-        tensor_list.cg_step_(value, residual, direction, operator(direction), state)
+        image = operator(_like(direction, right))
+        tensor_list.cg_step_(value, residual, direction, [h.to(wide) for h in image], state)
         iterations += 1
         square, *_, stopped = state.tolist()
         length, negative = math.sqrt(square), bool(stopped)
@@ -167,4 +171,8 @@ def solve(
                 f"after {first:.4g} at iteration {iterations}; more damping keeps it small"
             )
     relative = length / first if first else 0.0
-    return Solution(value, relative, length <= goal, negative, iterations)
+    return Solution(_like(value, right), relative, length <= goal, negative, iterations)
+
+
+def _like(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.to(other.dtype) for tensor, other in zip(tensors, others, strict=True)]

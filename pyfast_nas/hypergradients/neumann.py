@@ -91,9 +91,8 @@ def neumann(
 
     def damped(u: Sequence[Tensor]) -> list[Tensor]:
         image = products.ww(u)
-        if damping:
-            vectors.axpy_(image, damping, u)
-        return image
+        # Not in place: autograd may return one tensor twice, or one number for many.
+        return vectors.total(image, u, damping) if damping else image
 
     if check_gamma:
         _require_convergence(gamma, float(largest_eigenvalue(damped, problem.weights)))

@@ -84,9 +84,7 @@ def scaled(xs: Vector, factor: Scalar) -> list[Tensor]:
     """
     if not xs:
         return []
-    # A learning rate in a tensor may stand on another device than the weights.
-    factor = factor.to(xs[0].device) if isinstance(factor, Tensor) else factor
-    return list(torch._foreach_mul(list(xs), factor))
+    return list(torch._foreach_mul(list(xs), _beside(xs, factor)))
 
 
 def total(xs: Vector, ys: Vector, factor: Scalar = 1.0) -> list[Tensor]:
@@ -113,7 +111,7 @@ def axpy_(ys: Vector, factor: Scalar, xs: Vector) -> None:
         [tensor([3., 3.])]
     """
     for part_of_ys, part_of_xs in _by_dtype(ys, xs):
-        tensor_list.axpy_(part_of_ys, factor, part_of_xs)
+        tensor_list.axpy_(part_of_ys, _beside(ys, factor), part_of_xs)
 
 
 @torch.no_grad()
@@ -192,7 +190,7 @@ def neumann_step_(series: Vector, term: Vector, product: Vector, gamma: Scalar) 
         ([tensor([1.5000])], [tensor([0.5000])])
     """
     for part in _by_dtype(series, term, product):
-        tensor_list.neumann_step_(*part, gamma)
+        tensor_list.neumann_step_(*part, _beside(series, gamma))
 
 
 def flatten(xs: Vector) -> Tensor:
@@ -232,6 +230,11 @@ def columns(
         unit[place] = 1.0
         found.append(flatten(product(unflatten(unit, like))))
     return torch.stack(found, dim=1)
+
+
+def _beside(xs: Vector, factor: Scalar) -> Scalar:
+    """Bring a factor to the vector: a learning rate in a tensor may stand on another device."""
+    return factor.to(xs[0].device) if isinstance(factor, Tensor) else factor
 
 
 def _by_dtype(*lists: Vector) -> Iterator[tuple[Vector, ...]]:

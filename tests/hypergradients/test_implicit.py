@@ -355,3 +355,52 @@ def test_a_dense_solve_of_a_large_problem_is_refused():
     losses = {"train_loss": lambda _: (w * a).sum(), "valid_loss": lambda _: w.sum()}
     with pytest.raises(ConfigError, match="weights must be at most 4096 numbers, got 5000"):
         hg.exact(hg.BilevelProblem(weights=[w], alphas=[a], **losses), None, None)
+
+
+DAMPED = [
+    lambda *batch: hg.neumann(*batch, order=2, gamma=0.05, damping=0.1),
+    lambda *batch: hg.conjugate_gradient(*batch, maxiter=3, damping=0.1),
+]
+
+
+@pytest.mark.parametrize("estimate", DAMPED)
+def test_damping_where_autograd_returns_one_tensor_twice(estimate):
+    """Two weights that enter as their sum, and one number for all entries of a weight."""
+    a = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
+    v, w = (torch.ones(2, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    problem = hg.BilevelProblem(
+        weights=[v, w],
+        alphas=[a],
+        train_loss=lambda batch: (v + w - a).square().sum() + (w.sum() - a).square().sum(),
+        valid_loss=lambda batch: (v * w).sum(),
+        weight_optimizer=torch.optim.SGD([v, w], lr=0.1),
+    )
+    apart = hg.BilevelProblem(
+        weights=[v, w],
+        alphas=[a],
+        train_loss=lambda batch: (
+            (1 * v + 1 * w - a).square().sum() + ((w * torch.ones_like(w)).sum() - a).square().sum()
+        ),
+        valid_loss=lambda batch: (v * w).sum(),
+        weight_optimizer=torch.optim.SGD([v, w], lr=0.1),
+    )
+    want, got = (estimate(each, None, None)[0] for each in (apart, problem))
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_weights_of_two_dtypes():
+    a = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        v = torch.ones(2, dtype=dtype, requires_grad=True)
+        w = torch.ones(3, dtype=torch.float64, requires_grad=True)
+        problem = hg.BilevelProblem(
+            weights=[v, w],
+            alphas=[a],
+            train_loss=lambda batch, v=v, w=w: (
+                (v.double() - a).square().sum() + (2 * w - a + v.double().sum()).square().sum()
+            ),
+            valid_loss=lambda batch, v=v, w=w: (v.double().sum() * w).sum(),
+        )
+        found.append(hg.conjugate_gradient(problem, None, None, maxiter=10, rtol=1e-6)[0])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
