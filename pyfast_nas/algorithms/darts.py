@@ -12,7 +12,9 @@ from a perturbation to the bit.
 
 import dataclasses
 import functools
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
 
 from pyfast_nas import hypergradients
 from pyfast_nas.algorithms.bilevel_search import BilevelSearch
@@ -99,7 +101,7 @@ class DARTS(BilevelSearch):
 
     def run_step(self, train: Batch, valid: Batch) -> Metrics:
         """Do the device's part of a step: the same work every time."""
-        metrics = self._architecture_step(self._estimate, train, valid)
+        metrics = self._architecture_step(self._estimate(), train, valid)
         return metrics | self._weight_step(train)
 
     def finish_step(self) -> None:
@@ -107,12 +109,15 @@ class DARTS(BilevelSearch):
         super().finish_step()
         self.alpha_steps += 1
 
-    @functools.cached_property
     def _estimate(self) -> hypergradients.Hypergradient:
         estimate = getattr(hypergradients, self.hypergradient)
         if self.hypergradient == "first_order":
             return estimate
-        options = {"radius": self.radius}
+        options: dict[str, Any] = {"radius": self.radius}
         if self.hypergradient != "finite_difference":
             options["hvp"] = self.hvp
+        if self.hypergradient == "nystrom":
+            # The streams are given back after the step: other columns need a stream of their own.
+            seed = (self.generator or torch.default_generator).initial_seed() + self.steps
+            options["generator"] = torch.Generator("cpu").manual_seed(seed % 2**63)
         return functools.partial(estimate, **options)

@@ -128,6 +128,21 @@ def test_every_estimator_drives_a_search(name, start, tiny_batch):
     assert not torch.equal(algorithm.alphas["cell"], before)
 
 
+def test_nystrom_takes_other_columns_in_every_step(start, tiny_batch, monkeypatch):
+    drawn = []
+    randperm = torch.randperm
+
+    def spy(size, *, generator):
+        drawn.append(randperm(size, generator=generator)[:5].tolist())
+        return randperm(size, generator=generator)
+
+    monkeypatch.setattr(torch, "randperm", spy)
+    algorithm = start(DARTS(hypergradient="nystrom"))
+    for step in range(3):
+        algorithm.step(tiny_batch(step), tiny_batch(step + 9))
+    assert len({tuple(columns) for columns in drawn}) == len(drawn) == 3
+
+
 def test_other_orders_than_the_first_are_not_recorded(start):
     graph = StepGraph(start(DARTS(hypergradient="unrolled")))
     assert graph.reason == "a step along hypergradient='unrolled' is not recorded"
