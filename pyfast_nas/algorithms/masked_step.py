@@ -1,11 +1,13 @@
 """Weight steps where only the device knows which candidates ran.
 
-Weights of a candidate that did not run are moved by neither momentum nor decay. Where the host
-knows it, they get no gradient and the optimizer passes over them. Where it does not, theirs is
-zero: the optimizer moves everything, and what did not run is put back.
+Weights of a candidate that did not run are moved by neither momentum nor decay; all others are, and
+so are those that nothing of the loss has reached: `none` may cut off what leads to it. Where the
+host knows what ran, weights without a gradient are passed over by the optimizer. Where it does not,
+theirs is zero: the optimizer moves everything, and what did not run is put back.
 """
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,6 +43,7 @@ class MaskedStep:
     def __init__(self, supernet: Supernet, optimizer: torch.optim.SGD) -> None:
         self._optimizer = optimizer
         self._parameters: list[Tensor] = []
+        self._of: dict[tuple[int, int], list[Tensor]] = {}  # (row, candidate) -> parameters
         owners: list[int] = []  # of each of them, the candidate in the flattened tables
         width = max(len(row) for rows in supernet.candidates.values() for row in rows)
         first_row, rows = {}, 0
@@ -49,12 +52,29 @@ class MaskedStep:
         for table, row, edge in supernet.placed_edges():
             for index in range(edge.num_ops):
                 found = [p for p in edge.candidate(index).parameters() if p.requires_grad]
+                place = first_row[table] + row, index
                 self._parameters += found
-                owners += [(first_row[table] + row) * width + index] * len(found)
+                self._of.setdefault(place, []).extend(found)
+                owners += [place[0] * width + index] * len(found)
+        of_candidates = set(self._parameters)
+        self._shared = [p for p in supernet.weight_parameters() if p not in of_candidates]
         self.reason = _why_not(supernet, self._parameters)
         lengths = torch.tensor([p.numel() for p in self._parameters], dtype=torch.int64)
         of_numbers = torch.tensor(owners, dtype=torch.int32).repeat_interleave(lengths)
         self._owners = of_numbers.to(next(iter(supernet.alphas.values())).device)
+
+    def fill(self, picks: Iterable[Sequence[int]]) -> None:
+        """Give weights that a step moves a gradient of zero where backward has left them none.
+
+        Args:
+            picks: Of each sub-graph that ran, the candidate of every row.
+        """
+        if self.reason:
+            return
+        ran = {place for rows in picks for place in enumerate(rows)}
+        for parameter in (*self._shared, *(p for place in ran for p in self._of.get(place, ()))):
+            if parameter.grad is None and parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
 
     def step(self, ran: Tensor) -> None:
         """Make a step of the optimizer; only candidates that ``ran`` are moved."""

@@ -299,6 +299,8 @@ class MSGDAS(GradientSearch):
         with self._weight_update(masked):
             for group in self.groups:
                 self._loss(run, group).backward()
+            if not on_device:
+                self.masked_step.fill(drawn.picks)
         return average(run.metrics)
 
     def _draw(self, logits: dict[str, Tensor], seed: Tensor, on_device: bool) -> SubGraphs:

@@ -33,7 +33,8 @@ class MixedOp(nn.Module):
     ``none``, does not run.
 
     A candidate with a hook on any of its modules runs as a module, and so does everything under
-    autocast, under `torch.compile` and with ``PYFAST_NAS_KERNELS=reference``.
+    `torch.compile`, with ``PYFAST_NAS_KERNELS=reference``, and under autocast what does not come in
+    autocast's dtype to a GPU.
 
     Args:
         candidates: Modules by name, or a plain sequence of modules (named by their index).
@@ -262,9 +263,12 @@ def _run(
 
 
 def _run_if(flag: Tensor, module: nn.Module, x: Tensor) -> Tensor:
-    """Run a module; where the flag is off it gives zeros and its buffers are as they were."""
+    """Run a module; where the flag is off it gives zeros and its buffers are as they were.
+
+    There it runs on zeros, so that no gradient of what it gives reaches the input.
+    """
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    y = module(x)
+    y = module(torch.where(flag, x, 0))
     for buffer, before in buffers:
         # A backward may have kept it: one that was only read is still what it was.
         buffer.data.copy_(torch.where(flag, buffer, before))

@@ -1,6 +1,6 @@
 """Networks of three stages of cells with one input: the super-net and what it is made of."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -207,6 +207,12 @@ class StagedSupernet(Supernet):
         )
         self.head = head(channels, track)
         self.classifier = nn.Linear(channels * 2 ** (STAGES - 1), num_classes)
+
+    def placed_edges(self) -> Iterator[tuple[str, int, MixedOp]]:
+        """Yield every mixed operation with the table and the row whose weights it takes."""
+        for layer in self.layers:
+            if isinstance(layer, StageCell):
+                yield from (("cell", row, edge) for row, edge in enumerate(layer.edges))
 
     def mix(self, x: Tensor, gates: Mapping[str, GateOutput]) -> Tensor:
         """Return the class logits under the given gates."""

@@ -84,7 +84,8 @@ def fused_node(
 
     Note:
         With 16-bit inputs everything between inputs and sum is float32; the sum and the gradients
-        of the inputs are rounded once. The gradients of float32 weights and parameters are float32.
+        of the inputs are rounded once, or once for each part of a node of very many candidates.
+        The gradients of float32 weights and parameters are float32.
 
         On a GPU pointwise and full convolutions round the factors of their products to TF32 where
         ``torch.backends.cudnn.conv.fp32_precision`` says so (by default it does), in backward as in

@@ -10,6 +10,7 @@ from pyfast_nas.algorithms import DARTS, MSGDAS, StepGraph
 from pyfast_nas.algorithms.base import SharedWeightSearch
 from pyfast_nas.algorithms.sub_graphs import SubGraphs
 from pyfast_nas.spaces import DARTS as DARTSSpace
+from pyfast_nas.spaces import NASBench201
 
 
 class Again:
@@ -36,9 +37,12 @@ class Again:
         return replay
 
 
-def prepared(algorithm, epochs=3, steps_per_epoch=4, dtype=torch.float64):
+SMALL = DARTSSpace(channels=4, cells=3, image_size=8, num_classes=3)
+STAGED = NASBench201(channels=4, cells=1, image_size=8, num_classes=3)
+
+
+def prepared(algorithm, epochs=3, steps_per_epoch=4, dtype=torch.float64, space=SMALL):
     torch.manual_seed(0)
-    space = DARTSSpace(channels=4, cells=3, image_size=8, num_classes=3)
     net = space.supernet(torch.Generator().manual_seed(0)).to(dtype)
     generator = torch.Generator().manual_seed(1)
     algorithm.prepare(
@@ -82,6 +86,28 @@ def test_the_same_search_to_the_bit():
     # One step of the first epoch is left after the warm-up; every epoch has a recording.
     assert (recorder.warm, recorder.recordings, recorder.replays) == (3, 3, 9)
     assert not graph.reason
+
+
+def test_a_state_that_is_loaded_is_recorded_anew():
+    """Also where that leads back to the epoch that was recorded last."""
+    plain, algorithm = prepared(DARTS()), prepared(DARTS())
+    graph = StepGraph(algorithm, recorder := Again())
+    first, *rest = [batches(12)[i : i + 4] for i in (0, 4, 8)]
+    for train, valid in first:
+        plain.step(train, valid)
+        graph.step(train, valid)
+    kept = copy.deepcopy((algorithm.supernet.state_dict(), algorithm.state_dict()))
+    for train, valid in rest[0]:
+        graph.step(train, valid)
+    recordings = recorder.recordings
+    algorithm.supernet.load_state_dict(kept[0])
+    algorithm.load_state_dict(kept[1])
+    for train, valid in rest[1]:
+        plain.step(train, valid)
+        graph.step(train, valid)
+    assert recorder.recordings == recordings + 1
+    want, got = state_of(plain), state_of(algorithm)
+    assert all(torch.equal(want[k], got[k]) for k in want)
 
 
 def test_a_batch_of_another_size_runs_as_it_is():
@@ -142,13 +168,16 @@ SAMPLED = {
 }
 
 
-def sampled(**options):
-    return prepared(MSGDAS(**{"alpha_warmup": 0.3, "kd_warmup": 0.6, **options}), 4, 5)
+def sampled(space=SMALL, **options):
+    algorithm = MSGDAS(**{"alpha_warmup": 0.3, "kd_warmup": 0.6, **options})
+    return prepared(algorithm, 4, 5, space=space)
 
 
+# In cells of NAS-Bench-201 `none` may cut off what was drawn from the outcome.
+@pytest.mark.parametrize("space", [SMALL, STAGED], ids=lambda space: space.name)
 @pytest.mark.parametrize("options", SAMPLED.values(), ids=SAMPLED)
-def test_a_step_that_samples_on_the_device(options):
-    plain, graphed = sampled(**options), sampled(**options)
+def test_a_step_that_samples_on_the_device(options, space):
+    plain, graphed = sampled(space, **options), sampled(space, **options)
     graph = StepGraph(graphed, recorder := Again())
     for step, (train, valid) in enumerate(batches(20)):
         want, got = plain.step(train, valid), graph.step(train, valid)
