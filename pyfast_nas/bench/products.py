@@ -38,8 +38,10 @@ class ProductCase:
         """Label of tables and result rows."""
         return f"exact, {self.net.name}"
 
-    def call(self, provider: str, dtype: torch.dtype, device: str) -> Callable[[], list[Tensor]]:
-        """Return the call of a provider: products by the weights, then by the alphas."""
+    def made(
+        self, provider: str, dtype: torch.dtype, device: str
+    ) -> tuple[Callable[[], Tensor], Callable[[], list[Tensor]]]:
+        """Return a provider's loss, and its call: products by the weights, then by the alphas."""
         how = PROVIDERS[provider]
         model = self.net.module(provider).to(device, dtype)
         generator = torch.Generator().manual_seed(2)
@@ -67,8 +69,8 @@ class ProductCase:
                 of_weights, of_alphas = HessianProducts(problem, None).both(vector)
                 return [*of_weights, *of_alphas]
 
-            return ours
-        return lambda: _double_backward(loss(), weights, alphas, vector)
+            return loss, ours
+        return loss, lambda: _double_backward(loss(), weights, alphas, vector)
 
     def calls(self, names: tuple[str, ...], device: str) -> Mapping[str, Callable[[], object]]:
         """Return the calls of these providers, each checked.
@@ -77,13 +79,20 @@ class ProductCase:
             WrongResultError: If a provider computes something else.
         """
         what = f"{self.operator}: {self.name}"
-        truth = self.call("eager", torch.float64, device)()
-        wide = {"eager": truth, "fused": self.call("fused", torch.float64, device)()}
+        wide = {
+            name: _results(*self.made(name, torch.float64, device)) for name in ("eager", "fused")
+        }
+        truth = wide["eager"]
         check(wide, truth, "eager", f"{what}, in float64", tolerance=FLOAT64)
-        made = {name: self.call(name, torch.float32, device) for name in names}
-        results = {name: call() for name, call in made.items()}
+        made = {name: self.made(name, torch.float32, device) for name in names}
+        results = {name: _results(*pair) for name, pair in made.items()}
         check(results, truth, "eager", what, tolerance=DEEP, kinks=KINKS)
-        return made
+        return {name: call for name, (_, call) in made.items()}
+
+
+def _results(loss: Callable[[], Tensor], call: Callable[[], list[Tensor]]) -> list[Tensor]:
+    # The loss has no steps; the products, as gradients of a gradient, have.
+    return [loss().detach(), *call()]
 
 
 def _double_backward(
