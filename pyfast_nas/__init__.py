@@ -13,7 +13,7 @@ from pyfast_nas.errors import Error
 from pyfast_nas.info import Info, info
 
 if TYPE_CHECKING:
-    from pyfast_nas import algorithms, data, engine, hypergradients, nn, ops, spaces
+    from pyfast_nas import algorithms, costs, data, engine, hypergradients, nn, ops, spaces
     from pyfast_nas.engine import (
         SearchConfig,
         SearchResult,
@@ -38,6 +38,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "algorithms",
+    "costs",
     "data",
     "engine",
     "errors",
@@ -62,6 +63,7 @@ _LATER = {
     "TrainResult": "pyfast_nas.engine",
     "accelerate": "pyfast_nas.nn.accelerate",
     "algorithms": "pyfast_nas.algorithms",
+    "costs": "pyfast_nas.costs",
     "data": "pyfast_nas.data",
     "engine": "pyfast_nas.engine",
     "hypergradients": "pyfast_nas.hypergradients",

@@ -9,6 +9,7 @@ ROOMS = (
     {"bench"},
     {"engine"},
     {"algorithms", "viz"},
+    {"costs"},
     {"hypergradients", "spaces", "data"},
     {"nn"},
     {"ops"},

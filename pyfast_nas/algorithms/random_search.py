@@ -22,10 +22,10 @@ from pyfast_nas import ops
 from pyfast_nas.algorithms.base import SharedWeightSearch
 from pyfast_nas.algorithms.options import Range
 from pyfast_nas.algorithms.sub_graphs import draw_sub_graphs
-from pyfast_nas.errors import DivergenceError, GenotypeError
+from pyfast_nas.errors import DivergenceError
 from pyfast_nas.nn import GateOutput, Supernet, frozen_statistics
-from pyfast_nas.nn.cell import edge_list
 from pyfast_nas.spaces import Genotype
+from pyfast_nas.spaces.choices import choices_of
 from pyfast_nas.typing import Batch, Metrics
 
 __all__ = ["RandomSearch", "genotype_gates"]
@@ -136,9 +136,7 @@ class RandomSearch(SharedWeightSearch):
 def genotype_gates(genotype: Genotype, supernet: Supernet) -> dict[str, GateOutput]:
     """Return the gates under which a supernet computes what a genotype's cells compute.
 
-    Rows of a table are the genotype's edges in order of target and source; where the genotype
-    keeps only some edges of a cell, the rows are all edges of `pyfast_nas.nn.cell.edge_list` and
-    those left out weigh zero.
+    Edges that the genotype leaves out weigh zero; see `pyfast_nas.spaces.choices.choices_of`.
 
     Raises:
         GenotypeError: If the supernet has no such edge or candidate.
@@ -151,26 +149,11 @@ def genotype_gates(genotype: Genotype, supernet: Supernet) -> dict[str, GateOutp
     """
     device = next(iter(supernet.alphas.values())).device
     gates = {}
-    for table, rows in supernet.candidates.items():
-        edges = {(edge.target, edge.source): edge.op for edge in genotype.cells[table]}
-        places = sorted(edges)
-        if len(places) < len(rows):
-            # A cell with two inputs: its first node is state 2.
-            places = [(target, source) for source, target in edge_list(max(edges)[0] - 1)]
-        if len(places) != len(rows) or not edges.keys() <= set(places):
-            raise GenotypeError(
-                f"genotype_gates: cells.{table} must be edges of a cell with {len(rows)} rows, "
-                f"got {sorted(edges)!r:.200}"
-            )
-        active, weights = [], []
-        for place, names in zip(places, rows, strict=True):
-            name = edges.get(place, "none" if "none" in names else names[0])
-            if name not in names:
-                raise GenotypeError(
-                    f"genotype_gates: the operation of cells.{table} into {place[0]} must be one "
-                    f"of {', '.join(names)}, got {name!r:.200}"
-                )
-            active.append((names.index(name),))
-            weights.append([float(place in edges)])
-        gates[table] = GateOutput(torch.tensor(weights, device=device), tuple(active))
+    for table, flags in choices_of(genotype, supernet.candidates).items():
+        rows, kept = supernet.candidates[table], flags.any(1)
+        active = [
+            (row.index(True),) if True in row else (names.index("none") if "none" in names else 0,)
+            for row, names in zip(flags.tolist(), rows, strict=True)
+        ]
+        gates[table] = GateOutput(kept.float().unsqueeze(1).to(device), tuple(active))
     return gates

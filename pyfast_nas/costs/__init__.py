@@ -1,0 +1,5 @@
+"""What a network costs to run: tables by candidate, where they come from, and penalties."""
+
+from pyfast_nas.costs.table import CostTable
+
+__all__ = ["CostTable"]

@@ -1,0 +1,61 @@
+"""A genotype as what it chooses among the candidates of a super-net."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pyfast_nas.errors import GenotypeError
+from pyfast_nas.nn.cell import edge_list
+from pyfast_nas.spaces.genotype import Genotype
+
+__all__ = ["choices_of"]
+
+Candidates = Mapping[str, tuple[tuple[str, ...], ...]]
+
+
+def choices_of(genotype: Genotype, candidates: Candidates) -> dict[str, Tensor]:
+    """Return what a genotype runs of every row: one candidate, or none where it drops the edge.
+
+    Rows of a table are the genotype's edges in order of target and source; where the genotype
+    keeps only some edges of a cell, the rows are all edges of `pyfast_nas.nn.cell.edge_list`.
+
+    Args:
+        genotype: An architecture of the space.
+        candidates: Candidate names by table, as of a space or a super-net.
+
+    Returns:
+        By table flags, bool ``[rows, num_ops]``, with one or no true value a row.
+
+    Raises:
+        GenotypeError: If the candidates have no such edge or operation.
+
+    Example:
+        >>> from pyfast_nas import spaces
+        >>> choices_of(spaces.Toy().optimum(), spaces.Toy().candidates)["cell"].long().tolist()
+        [[1, 0, 0, 0], [1, 0, 0, 0]]
+    """
+    choices = {}
+    for table, rows in candidates.items():
+        edges = {(edge.target, edge.source): edge.op for edge in genotype.cells[table]}
+        places = sorted(edges)
+        if len(places) < len(rows):
+            # A cell with two inputs: its first node is state 2.
+            places = [(target, source) for source, target in edge_list(max(edges)[0] - 1)]
+        if len(places) != len(rows) or not edges.keys() <= set(places):
+            raise GenotypeError(
+                f"choices_of: cells.{table} must be edges of a cell with {len(rows)} rows, "
+                f"got {sorted(edges)!r:.200}"
+            )
+        flags = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.bool)
+        for row, (place, names) in enumerate(zip(places, rows, strict=True)):
+            if place not in edges:
+                continue
+            if edges[place] not in names:
+                raise GenotypeError(
+                    f"choices_of: the operation of cells.{table} into {place[0]} must be one of "
+                    f"{', '.join(names)}, got {edges[place]!r:.200}"
+                )
+            flags[row, names.index(edges[place])] = True
+        choices[table] = flags
+    return choices
