@@ -98,6 +98,9 @@ class SharedWeightSearch:
     weight_momentum: Annotated[float, Range(at_least=0, below=1)] = 0.9
     """Momentum of the weights."""
 
+    weight_nesterov: bool = False
+    """Whether the momentum of the weights is Nesterov's."""
+
     weight_decay: Annotated[float, Range(at_least=0)] = 3e-4
     """L2 penalty of the weights (coupled, as in SGD)."""
 
@@ -110,6 +113,11 @@ class SharedWeightSearch:
             raise ConfigError(
                 f"{type(self).__name__}: weight_lr_min must be at most weight_lr="
                 f"{self.weight_lr:g}, got {self.weight_lr_min:g}"
+            )
+        if self.weight_nesterov and not self.weight_momentum:
+            raise ConfigError(
+                f"{type(self).__name__}: weight_momentum must be greater than 0 with "
+                f"weight_nesterov, got {self.weight_momentum:g}"
             )
 
     def to_config(self) -> dict[str, Any]:
@@ -172,6 +180,7 @@ class SharedWeightSearch:
             lr=self.weight_lr,
             momentum=self.weight_momentum,
             weight_decay=self.weight_decay,
+            nesterov=self.weight_nesterov,
             foreach=True,
         )
 

@@ -92,6 +92,10 @@ def test_numbers_become_plain_python_numbers():
         ({"score_baseline": 0.5}, "score_baseline must be 0 with relaxation='shared'"),
         ({"mode": "both"}, "mode must be one of 'accumulate', 'joint', got 'both'"),
         ({"weight_lr": 1e-4}, "weight_lr_min must be at most weight_lr=0.0001, got 0.001"),
+        (
+            {"weight_nesterov": True, "weight_momentum": 0},
+            "weight_momentum must be greater than 0 with weight_nesterov, got 0",
+        ),
         ({"drop_block": 4}, "drop_block must be an odd integer at least 1 or None, got 4"),
         ({"kd_in_alpha_step": 1}, "kd_in_alpha_step must be true or false, got 1"),
     ],

@@ -165,6 +165,7 @@ SAMPLED = {
     "no guidance": {"paths": 2, "kd_weight": 0.0},
     "no DropBlock": {"paths": 2, "drop_rate": 0.0},
     "no momentum": {"paths": 1, "weight_momentum": 0.0},
+    "Nesterov momentum": {"paths": 1, "weight_nesterov": True},
 }
 
 
@@ -207,8 +208,9 @@ def test_a_step_that_does_more_is_warmed_up_again():
     assert (recorder.warm, recorder.recordings, recorder.replays) == (9, 4, 11)
 
 
-def test_weights_of_what_was_not_drawn_stay_to_the_bit():
-    algorithm = sampled(paths=2)
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_weights_of_what_was_not_drawn_stay_to_the_bit(nesterov):
+    algorithm = sampled(paths=2, weight_nesterov=nesterov)
     for train, valid in batches(3):
         algorithm.start_step()
         algorithm.run_step(train, valid)
