@@ -7,8 +7,10 @@ from pyfast_nas.algorithms.gradient_search import GradientSearch
 from pyfast_nas.algorithms.idarts import IDARTS
 from pyfast_nas.algorithms.msg_das import MSGDAS
 from pyfast_nas.algorithms.options import Option, Range, check_options, option_table
+from pyfast_nas.algorithms.path_search import PathSearch
 from pyfast_nas.algorithms.random_search import RandomSearch
 from pyfast_nas.algorithms.step_graph import StepGraph
+from pyfast_nas.algorithms.temperature import TemperedSearch
 
 __all__ = [
     "ALGORITHMS",
@@ -18,11 +20,13 @@ __all__ = [
     "BilevelSearch",
     "GradientSearch",
     "Option",
+    "PathSearch",
     "RandomSearch",
     "Range",
     "SearchAlgorithm",
     "SharedWeightSearch",
     "StepGraph",
+    "TemperedSearch",
     "check_options",
     "option_table",
 ]

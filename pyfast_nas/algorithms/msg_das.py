@@ -29,14 +29,10 @@ path is exactly GDAS (Dong & Yang, CVPR 2019, single-path form) and every piece 
 * Optimizers are those of the DARTS code, the temperature is GDAS's, the logits rest for the first
   epochs as in PC-DARTS, all in proportion to the epochs.
 * Statistics of a layer that all sub-graphs share are counted once a step, from the first of them.
-
-A step runs what the host was told was drawn. The same step as work that is the same every time, for
-a CUDA graph, leaves the choice on the device: :meth:`MSGDAS.run_step`.
 """
 
 import contextlib
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
@@ -44,19 +40,17 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pyfast_nas import ops
 from pyfast_nas.algorithms.base import average
 from pyfast_nas.algorithms.distillation import distillation_loss, teacher_outputs
-from pyfast_nas.algorithms.gradient_search import GradientSearch
-from pyfast_nas.algorithms.masked_step import MaskedStep
 from pyfast_nas.algorithms.options import Range
+from pyfast_nas.algorithms.path_search import PathSearch
 from pyfast_nas.algorithms.sub_graphs import (
     Assignment,
     SubGraphs,
-    draw_sub_graphs,
     plackett_luce_log_prob,
     stack_tables,
 )
+from pyfast_nas.algorithms.temperature import TemperedSearch
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.nn import MixedOp, Supernet, frozen_statistics
 from pyfast_nas.nn.drop_block import DropBlocks
@@ -66,11 +60,8 @@ __all__ = ["MSGDAS"]
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
-class MSGDAS(GradientSearch):
+class MSGDAS(TemperedSearch, PathSearch):
     """Mutually-aware sub-graphs search; the equations stand at the top of the module.
-
-    Each step draws one seed from the generator; the architecture pass samples at its offset, the
-    weight pass at the next.
 
     Example:
         >>> import torch
@@ -105,12 +96,6 @@ class MSGDAS(GradientSearch):
     score_baseline: Annotated[float, Range(at_least=0, below=1)] = 0.0
     """Decay of the moving average of losses that the score function subtracts; 0 subtracts none."""
 
-    tau_max: Annotated[float, Range(above=0)] = 10.0
-    """Temperature in the first epoch."""
-
-    tau_min: Annotated[float, Range(above=0)] = 0.1
-    """Temperature in the last epoch; linear in between."""
-
     alpha_warmup: Annotated[float, Range(at_least=0, at_most=1)] = 0.3
     """Share of the epochs before the architecture parameters start to move."""
 
@@ -137,10 +122,6 @@ class MSGDAS(GradientSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tau_min > self.tau_max:
-            raise ConfigError(
-                f"MSGDAS: tau_min must be at most tau_max={self.tau_max:g}, got {self.tau_min:g}"
-            )
         if self.score_baseline and self.relaxation != "score":
             raise ConfigError(
                 f"MSGDAS: score_baseline must be 0 with relaxation={self.relaxation!r}, since only "
@@ -162,31 +143,21 @@ class MSGDAS(GradientSearch):
         super().prepare(supernet, **run)
         self.drop_blocks = DropBlocks(supernet)
         self.shared_layers = _shared_statistics(supernet)
-        self.masked_step = MaskedStep(supernet, self.weight_optimizer)
-        # Drawn before each step, never inside of one.
-        self.seed = torch.zeros(2, dtype=torch.int64, device=self.device)
         # One group is one backward pass.
         ranks = range(self.paths)
         self.groups = [[k] for k in ranks] if self.mode == "accumulate" else [list(ranks)]
-        self.next_call = torch.tensor([0, 1], device=self.device)  # seed stays, offset advances
         self.baseline = torch.zeros_like(self.alpha_parameters[0][0, 0].detach())
         self.baseline_weight = torch.zeros_like(self.baseline)
 
     @property
-    def why_not_recorded(self) -> str:
-        """Why no step can be recorded, or empty: see StepGraph."""
-        return self.masked_step.reason
+    def moves_alphas(self) -> bool:
+        """Whether this epoch's steps move the architecture."""
+        return not self._is_early(self.alpha_warmup)
 
     @property
     def phase(self) -> tuple[bool, ...]:
         """Whether this epoch's steps move the architecture, and whether the guidance is on."""
-        return not self._is_early(self.alpha_warmup), bool(self.current_kd_weight)
-
-    @property
-    def tau(self) -> float:
-        """Temperature of this epoch."""
-        done = self.epoch / max(self.epochs - 1, 1)
-        return self.tau_max * (1 - done) + self.tau_min * done
+        return *super().phase, bool(self.current_kd_weight)
 
     @property
     def current_drop_rate(self) -> float:
@@ -203,50 +174,8 @@ class MSGDAS(GradientSearch):
         """Weight of the guidance in this epoch."""
         return 0.0 if self._is_early(self.kd_warmup) else self.kd_weight
 
-    def _is_early(self, share: float) -> bool:
-        # The small addend keeps 0.3 * 10 epochs at 3 whatever the last bit of the product.
-        return self.epoch < math.floor(share * self.epochs + 1e-9)
-
-    def step(self, train: Batch, valid: Batch) -> Metrics:
-        """Make one architecture step on ``valid``, then one weight step on ``train``.
-
-        While the architecture parameters rest, ``valid`` is not looked at and the metrics of its
-        pass are absent.
-        """
-        self.start_step()
-        metrics = self._make_step(train, valid, on_device=False)
-        self.finish_step()
-        return metrics
-
-    def run_step(self, train: Batch, valid: Batch) -> Metrics:
-        """Do the device's part of a step: the same work every time, and the same numbers.
-
-        Every candidate is launched, and those that were not drawn end at once.
-        """
-        return self._make_step(train, valid, on_device=True)
-
-    def rehearse(self, batch: Batch) -> str:
-        """Return why a recorded step would do otherwise than a step, as far as a pass can show."""
-        with self.watching_draws() as has_drawn, self._without_trace(), torch.no_grad():
-            drawn = self._draw(self._logits(), self.seed, on_device=True)
-            self.supernet(batch[0], drawn.gates(0))
-        return "the super-net draws random numbers" if has_drawn() else ""
-
-    def start_step(self) -> None:
-        """Set what depends on the epoch, and draw the seed of the step."""
-        super().start_step()
-        self.seed.copy_(ops.draw_seed(self.generator, self.device))
-
-    def finish_step(self) -> None:
-        """Count the step that was made."""
-        self.alpha_steps += not self._is_early(self.alpha_warmup)
-        super().finish_step()
-
-    def _make_step(self, train: Batch, valid: Batch, on_device: bool) -> Metrics:
-        metrics: Metrics = {"tau": self.tau, "drop_rate": self.current_drop_rate}
-        if not self._is_early(self.alpha_warmup):
-            metrics |= self._architecture_step(valid, on_device)
-        return metrics | self._weight_step(train, on_device)
+    def _schedules(self) -> Metrics:
+        return super()._schedules() | {"drop_rate": self.current_drop_rate}
 
     def _architecture_step(self, valid: Batch, on_device: bool) -> Metrics:
         estimate = self._score_gradient if self.relaxation == "score" else self._path_gradient
@@ -291,35 +220,21 @@ class MSGDAS(GradientSearch):
             self.baseline_weight.copy_(decay * self.baseline_weight + (1 - decay))
         return average(run.metrics), gradients
 
-    def _weight_step(self, train: Batch, on_device: bool) -> Metrics:
-        seed = self.seed + self.next_call
-        drawn = self._draw(self._logits(), seed, on_device)
+    def _run_backward(self, train: Batch, drawn: SubGraphs, seed: Tensor) -> Metrics:
         run = _Pass("train", train, drawn, seed, self._teacher(train))
-        masked = functools.partial(self.masked_step.step, drawn.ran()) if on_device else None
-        with self._weight_update(masked):
-            for group in self.groups:
-                self._loss(run, group).backward()
-            if not on_device:
-                self.masked_step.fill(drawn.picks)
+        for group in self.groups:
+            self._loss(run, group).backward()
         return average(run.metrics)
 
-    def _draw(self, logits: dict[str, Tensor], seed: Tensor, on_device: bool) -> SubGraphs:
+    @property
+    def _sampling(self) -> dict[str, Any]:
         # With one path both softmaxes are the same; asking for one of them keeps the bits too.
         conditional = self.relaxation == "conditional" and self.paths > 1
-        try:
-            return draw_sub_graphs(
-                logits,
-                self.paths,
-                tau=self.tau,
-                seed=seed,
-                relaxation="conditional" if conditional else "shared",
-                assignment=self.assignment,
-                on_device=on_device,
-            )
-        except ValueError:
-            # Where the sampler can look at values it refuses NaN: then the search has diverged.
-            self._require_finite_alphas("step")
-            raise
+        return {
+            "paths": self.paths,
+            "relaxation": "conditional" if conditional else "shared",
+            "assignment": self.assignment,
+        }
 
     def _teacher(self, batch: Batch) -> Tensor | None:
         """Outputs of the whole supernet, once for all sub-graphs of the step."""
