@@ -3,6 +3,7 @@
 from pyfast_nas.algorithms.base import SearchAlgorithm, SharedWeightSearch
 from pyfast_nas.algorithms.bilevel_search import BilevelSearch
 from pyfast_nas.algorithms.darts import DARTS
+from pyfast_nas.algorithms.gdas import GDAS
 from pyfast_nas.algorithms.gradient_search import GradientSearch
 from pyfast_nas.algorithms.idarts import IDARTS
 from pyfast_nas.algorithms.msg_das import MSGDAS
@@ -15,6 +16,7 @@ from pyfast_nas.algorithms.temperature import TemperedSearch
 __all__ = [
     "ALGORITHMS",
     "DARTS",
+    "GDAS",
     "IDARTS",
     "MSGDAS",
     "BilevelSearch",
@@ -32,5 +34,5 @@ __all__ = [
 ]
 
 ALGORITHMS: dict[str, type[SharedWeightSearch]] = {
-    algorithm.name: algorithm for algorithm in (DARTS, IDARTS, MSGDAS, RandomSearch)
+    algorithm.name: algorithm for algorithm in (DARTS, GDAS, IDARTS, MSGDAS, RandomSearch)
 }

@@ -16,7 +16,7 @@ class TemperedSearch(GradientSearch):
     """A search with the temperature schedule of GDAS.
 
     References:
-        Dong & Yang, CVPR 2019, section 3.2.
+        Dong & Yang, CVPR 2019: 10 to 0.1 in the authors' code.
     """
 
     tau_max: Annotated[float, Range(above=0)] = 10.0

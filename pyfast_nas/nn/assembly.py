@@ -64,6 +64,8 @@ class Assembly:
         """
         if parts > len(rows) or not all(is_served(x, gate.weights) for x in inputs):
             return None
+        if gate.shift is not None:
+            return None  # added to each node
         holders = _holders(layers, rows)
         for made in self._made:
             if made.holds(holders, inputs, gate):

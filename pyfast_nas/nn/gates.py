@@ -30,10 +30,11 @@ class GateOutput:
         selected: In place of ``active`` where the host shall not know: which candidates run, bool,
             on the device of ``weights``. A kernel skips the others there; a candidate that runs
             beside the kernel is computed and left out of the sum.
+        shift: Numbers that are added to every element of each row's output; ``None`` adds nothing.
 
     Shape:
         weights ``[rows, columns]``, ``selected`` alike; ``active`` has ``rows`` entries of
-        ``columns`` integers.
+        ``columns`` integers; shift ``[rows]``.
 
     Example:
         >>> gate = GateOutput(torch.tensor([[0.5, 0.2]]), active=((3, 1),))
@@ -45,6 +46,7 @@ class GateOutput:
     active: tuple[tuple[int, ...], ...] | None = None
     straight_through: bool = False
     selected: Tensor | None = None
+    shift: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.weights.dim() != 2:
@@ -69,6 +71,11 @@ class GateOutput:
                 f"weights, and active None, got {self.selected.dtype} of shape "
                 f"{list(self.selected.shape)}"
             )
+        if self.shift is not None and self.shift.shape != (rows,):
+            raise ValueError(
+                f"GateOutput: shift must have shape [{rows}] for {rows} rows of weights, "
+                f"got {list(self.shift.shape)}"
+            )
         if (
             self.straight_through
             and self.selected is None
@@ -85,7 +92,8 @@ class GateOutput:
             raise ValueError("GateOutput.split: active must name the candidates, got None")
         for column in range(self.weights.shape[1]):
             active = tuple((row[column],) for row in self.active)
-            yield GateOutput(self.weights[:, column : column + 1], active, straight_through=True)
+            weights = self.weights[:, column : column + 1]
+            yield GateOutput(weights, active, straight_through=True, shift=self.shift)
 
 
 class Gate(Protocol):

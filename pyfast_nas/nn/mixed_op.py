@@ -145,6 +145,15 @@ def mix_edges(
         >>> mix_edges(edges, [x, x], GateOutput(torch.tensor([[0.5], [2.0]])))
         tensor([2.5000, 2.5000])
     """
+    total = _mix(edges, inputs, gate, first_row)
+    if gate.shift is None:
+        return total
+    return total + gate.shift[first_row : first_row + len(edges)].sum().to(total.dtype)
+
+
+def _mix(
+    edges: Sequence[MixedOp], inputs: Sequence[Tensor], gate: GateOutput, first_row: int
+) -> Tensor:
     places, positions = places_of(edges, gate, first_row)
     if not places:
         return edges[0].candidate(edges[0].is_zero.index(True))(inputs[0])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.modules import module as torch_module
 
-from pyfast_nas.algorithms import DARTS, IDARTS, MSGDAS, RandomSearch, gradient_search
+from pyfast_nas.algorithms import DARTS, GDAS, IDARTS, MSGDAS, RandomSearch, gradient_search
 
 METHODS = {
     "darts": lambda: DARTS(),
@@ -15,6 +15,8 @@ METHODS = {
     "darts identity": lambda: DARTS(hypergradient="identity"),
     "idarts": lambda: IDARTS(inner_steps=1),
     "idarts by differences": lambda: IDARTS(inner_steps=1, hvp="finite_difference"),
+    "gdas": lambda: GDAS(),
+    "gdas variant a": lambda: GDAS(variant="A"),
     "msg-das": lambda: MSGDAS(alpha_warmup=0),
     "msg-das joint": lambda: MSGDAS(alpha_warmup=0, mode="joint", kd_warmup=0),
     "msg-das kd in both": lambda: MSGDAS(alpha_warmup=0, kd_warmup=0, kd_in_alpha_step=True),

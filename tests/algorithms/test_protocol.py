@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pyfast_nas.algorithms import ALGORITHMS, DARTS, MSGDAS, SearchAlgorithm
+from pyfast_nas.algorithms import ALGORITHMS, DARTS, GDAS, MSGDAS, SearchAlgorithm
 from pyfast_nas.errors import ConfigError, DivergenceError
 
 NAMES = sorted(ALGORITHMS)
@@ -20,7 +20,7 @@ def algorithm(request):
 
 def test_the_registry_names_what_it_holds():
     assert {name: cls.name for name, cls in ALGORITHMS.items()} == {name: name for name in NAMES}
-    assert NAMES == ["darts", "idarts", "msg-das", "random"]
+    assert NAMES == ["darts", "gdas", "idarts", "msg-das", "random"]
 
 
 def test_protocol(algorithm, start, tiny_batch):
@@ -118,7 +118,7 @@ def test_prepare_again_starts_afresh(algorithm, start, tiny_batch):
 @pytest.mark.promise("S9")
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_no_genotype_from_alphas_that_are_not_finite(value, start):
-    for algorithm in (DARTS(), MSGDAS()):
+    for algorithm in (DARTS(), GDAS(), MSGDAS()):
         start(algorithm)
         with torch.no_grad():
             algorithm.supernet.alphas["cell"][1, 0] = value
@@ -126,8 +126,9 @@ def test_no_genotype_from_alphas_that_are_not_finite(value, start):
             algorithm.derive()
 
 
-def test_the_sampler_names_a_search_that_diverged(start, tiny_batch):
-    algorithm = start(MSGDAS())
+@pytest.mark.parametrize("method", [GDAS, MSGDAS])
+def test_the_sampler_names_a_search_that_diverged(method, start, tiny_batch):
+    algorithm = start(method())
     with torch.no_grad():
         algorithm.supernet.alphas["cell"][0, 1] = math.nan
     with pytest.raises(DivergenceError, match=r"step: alphas.*got nan at row 0, candidate 1"):
@@ -135,7 +136,7 @@ def test_the_sampler_names_a_search_that_diverged(start, tiny_batch):
 
 
 @pytest.mark.promise("S9")
-@pytest.mark.parametrize("method", [DARTS, lambda: MSGDAS(alpha_warmup=0)])
+@pytest.mark.parametrize("method", [DARTS, GDAS, lambda: MSGDAS(alpha_warmup=0)])
 def test_a_detached_mixed_operation_raises_the_alarm(method, start, tiny_batch, monkeypatch):
     algorithm = method()
     start(algorithm)
@@ -200,7 +201,13 @@ def test_clipping_is_of_the_weights_alone(start, tiny_batch, monkeypatch):
 
 
 def test_ragged_rows_never_train_their_padding(start, tiny_batch):
-    for algorithm in (DARTS(), MSGDAS(alpha_warmup=0), MSGDAS(alpha_warmup=0, relaxation="score")):
+    for algorithm in (
+        DARTS(),
+        GDAS(),
+        GDAS(variant="A"),
+        MSGDAS(alpha_warmup=0),
+        MSGDAS(alpha_warmup=0, relaxation="score"),
+    ):
         start(algorithm)
         for step in range(5):
             algorithm.step(tiny_batch(step), tiny_batch(step + 9))

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from pyfast_nas import _ext, spaces
-from pyfast_nas.algorithms import DARTS, MSGDAS, RandomSearch
+from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, RandomSearch
 
 FORMS = {
     "darts": lambda: DARTS(),
+    "gdas": lambda: GDAS(),
+    "gdas variant a": lambda: GDAS(variant="A"),
     "msg-das": lambda: MSGDAS(assignment="shuffle"),
     "msg-das joint": lambda: MSGDAS(mode="joint", relaxation="conditional", paths=3),
     "msg-das score": lambda: MSGDAS(relaxation="score", score_baseline=0.9),

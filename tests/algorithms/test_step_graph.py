@@ -6,7 +6,7 @@ import copy
 import pytest
 import torch
 
-from pyfast_nas.algorithms import DARTS, MSGDAS, StepGraph
+from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, StepGraph
 from pyfast_nas.algorithms.base import SharedWeightSearch
 from pyfast_nas.algorithms.sub_graphs import SubGraphs
 from pyfast_nas.spaces import DARTS as DARTSSpace
@@ -178,7 +178,17 @@ def sampled(space=SMALL, **options):
 @pytest.mark.parametrize("space", [SMALL, STAGED], ids=lambda space: space.name)
 @pytest.mark.parametrize("options", SAMPLED.values(), ids=SAMPLED)
 def test_a_step_that_samples_on_the_device(options, space):
-    plain, graphed = sampled(space, **options), sampled(space, **options)
+    check_recorded(*(sampled(space, **options) for _ in range(2)), alpha_steps=15)
+
+
+@pytest.mark.parametrize("space", [SMALL, STAGED], ids=lambda space: space.name)
+@pytest.mark.parametrize("variant", ["A", "B"])
+def test_a_step_of_gdas(variant, space):
+    searches = (prepared(GDAS(variant=variant), 4, 5, space=space) for _ in range(2))
+    check_recorded(*searches, alpha_steps=20)
+
+
+def check_recorded(plain, graphed, alpha_steps):
     graph = StepGraph(graphed, recorder := Again())
     for step, (train, valid) in enumerate(batches(20)):
         want, got = plain.step(train, valid), graph.step(train, valid)
@@ -186,7 +196,8 @@ def test_a_step_that_samples_on_the_device(options, space):
         for key, value in want.items():
             torch.testing.assert_close(got[key], value, rtol=1e-10, atol=1e-12, msg=key)
     assert not graph.reason and recorder.replays
-    assert (graphed.steps, graphed.alpha_steps) == (plain.steps, plain.alpha_steps) == (20, 15)
+    assert (graphed.steps, graphed.alpha_steps) == (20, alpha_steps)
+    assert (plain.steps, plain.alpha_steps) == (20, alpha_steps)
     assert torch.equal(graphed.generator.get_state(), plain.generator.get_state())
     named = dict(plain.supernet.named_parameters())
     for name, got in graphed.supernet.named_parameters():

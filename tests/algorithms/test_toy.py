@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pyfast_nas import spaces
-from pyfast_nas.algorithms import DARTS, MSGDAS, RandomSearch
+from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, RandomSearch
 
 # The toy problem's own optimizers: no momentum, no decay, quick alphas.
 TOY = {
@@ -74,9 +74,23 @@ def test_msg_das_in_all_forms(paths, relaxation, assignment, seed, toy_batch):
     )
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_gdas_is_sure_of_the_informative_candidate(seed, toy_batch, steps=200):
+    algorithm = run(GDAS(weight_nesterov=False, **TOY), toy_batch, seed, steps, epochs=steps)
+    assert algorithm.probabilities()["cell"][:, 0].min() > 0.95
+    assert algorithm.derive() == spaces.Toy().optimum()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(5))
+def test_gdas_in_full_length(seed, toy_batch):
+    test_gdas_is_sure_of_the_informative_candidate(seed, toy_batch, steps=500)
+
+
 QUICK = TOY | {"alpha_lr": 0.1}
 FINDERS = {
     "darts": lambda: DARTS(**QUICK),
+    "gdas": lambda: GDAS(tau_max=1.0, tau_min=0.5, weight_nesterov=False, **QUICK),
     "msg-das": lambda: MSGDAS(tau_max=1.0, tau_min=0.5, **QUICK),
     "msg-das score": lambda: MSGDAS(relaxation="score", score_baseline=0.9, **QUICK),
     "random": lambda: RandomSearch(
@@ -89,6 +103,7 @@ FINDERS = {
     ("name", "steps"),
     [
         ("darts", 40),
+        ("gdas", 40),
         ("msg-das", 40),
         ("random", 40),
         # The score function is unbiased and noisy: it takes longer.

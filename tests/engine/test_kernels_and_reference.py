@@ -17,6 +17,7 @@ SPACE = spaces.DARTS(channels=4, cells=3, nodes=2, track_running_stats=True)
 # Past the warm-ups of MSG-DAS, so that the first step moves everything.
 ALGORITHMS = {
     "darts": lambda: algorithms.DARTS(alpha_lr=0.05),
+    "gdas": lambda: algorithms.GDAS(alpha_lr=0.05, variant="A"),
     "msg-das": lambda: algorithms.MSGDAS(alpha_lr=0.05, alpha_warmup=0.0, kd_warmup=0.0),
 }
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyfast_nas.algorithms import DARTS, MSGDAS, StepGraph
+from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, StepGraph
 from pyfast_nas.bench.profile import launches
 from pyfast_nas.spaces import DARTS as DARTSSpace
 from tests.gpu.devices import GPU, over_grid
@@ -20,6 +20,8 @@ SEARCHES = {
     "MSG-DAS, K = 3, joint": lambda: MSGDAS(paths=3, mode="joint", drop_rate=0.0, **RESTING),
     "MSG-DAS, score": lambda: MSGDAS(relaxation="score", score_baseline=0.5, **RESTING),
     "MSG-DAS, K = 2": lambda: MSGDAS(paths=2, **RESTING),
+    "GDAS": GDAS,
+    "GDAS, variant A": lambda: GDAS(variant="A"),
 }
 on_gpu = pytest.mark.parametrize("device", [pytest.param("cuda", marks=GPU)])
 

@@ -187,9 +187,11 @@ def test_gumbel_topk_gate(relaxation):
 
 
 def test_split_gives_single_paths():
-    gate = GumbelTopK(3)(torch.randn(4, 5), SEED)
+    drawn = GumbelTopK(3)(torch.randn(4, 5), SEED)
+    gate = GateOutput(drawn.weights, drawn.active, shift=torch.ones(4))
     parts = list(gate.split())
     assert len(parts) == 3
+    assert all(part.shift is gate.shift for part in parts)
     for column, part in enumerate(parts):
         assert part.straight_through
         assert part.active == tuple((row[column],) for row in gate.active)
@@ -212,6 +214,10 @@ def test_masked_candidates_are_never_drawn():
         (lambda: GateOutput(torch.ones(1, 2), ((0, 1),), True), "one active candidate"),
         (lambda: GateOutput(torch.ones(1, 1), None, True), "one active candidate"),
         (lambda: list(GateOutput(torch.ones(1, 1)).split()), "got None"),
+        (
+            lambda: GateOutput(torch.ones(2, 1), shift=torch.ones(2, 1)),
+            r"shift must have shape \[2\] for 2 rows of weights, got \[2, 1\]",
+        ),
         (lambda: GumbelTopK(2)(torch.zeros(1, 3)), "seed must be .* got None"),
         (lambda: GumbelSoftmax()(torch.zeros(1, 3)), "seed must be .* got None"),
         (lambda: GumbelSoftmax(0.0)(torch.zeros(1, 3), SEED), "tau must be positive"),

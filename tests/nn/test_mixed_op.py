@@ -254,6 +254,22 @@ def test_edges_of_one_node_sum():
     assert not grad[0].any() and grad[1, 0] == 0 and grad[2, 2] == 0
 
 
+@pytest.mark.parametrize("active", [None, ((1,), (1,), (3,)), ((2,), (2,), (2,))])
+def test_a_shift_is_added_to_every_element_of_its_row(active):
+    """Also to a node that nothing but `none` reaches; its gradient counts the elements."""
+    edges = [
+        MixedOp({"skip": nn.Identity(), "a": conv(), "none": Zero(), "b": conv()}) for _ in "ab"
+    ]
+    inputs = [batch()[0], batch()[0] * 2]
+    weights = torch.randn(3, 4 if active is None else 1, dtype=torch.float64)
+    shift = torch.tensor([5.0, 0.25, -2.0], dtype=torch.float64, requires_grad=True)
+    want = mix_edges(edges, inputs, GateOutput(weights, active), first_row=1) - 1.75
+    got = mix_edges(edges, inputs, GateOutput(weights, active, shift=shift), first_row=1)
+    torch.testing.assert_close(got, want, **FLOAT64)
+    (grad,) = torch.autograd.grad(got.sum(), shift)
+    assert grad.tolist() == [0, got.numel(), got.numel()]
+
+
 class InPlace(nn.Module):
     def forward(self, x):
         return x.mul_(2)

@@ -253,12 +253,14 @@ def test_genotypes_of_another_space_are_refused(genotype, words):
     "algorithm",
     [
         algorithms.DARTS(),
+        algorithms.GDAS(),
+        algorithms.GDAS(variant="A"),
         algorithms.MSGDAS(paths=2),
         algorithms.MSGDAS(paths=5, alpha_warmup=0.0, kd_warmup=0.0, mode="joint"),
         algorithms.MSGDAS(paths=2, alpha_warmup=0.0, relaxation="score", assignment="shuffle"),
         algorithms.RandomSearch(samples=4, finalists=2),
     ],
-    ids=["darts", "msg-das", "msg-das, joint", "msg-das, score", "random"],
+    ids=["darts", "gdas", "gdas A", "msg-das", "msg-das, joint", "msg-das, score", "random"],
 )
 def test_every_algorithm_searches_it(algorithm):
     """A few steps through the warm-ups: losses are finite and what ought to move moves."""
