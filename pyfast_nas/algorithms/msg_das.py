@@ -38,7 +38,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyfast_nas.algorithms.base import average
 from pyfast_nas.algorithms.distillation import distillation_loss, teacher_outputs
@@ -48,11 +48,12 @@ from pyfast_nas.algorithms.sub_graphs import (
     Assignment,
     SubGraphs,
     plackett_luce_log_prob,
+    shared_statistics,
     stack_tables,
 )
 from pyfast_nas.algorithms.temperature import TemperedSearch
 from pyfast_nas.errors import ConfigError
-from pyfast_nas.nn import MixedOp, Supernet, frozen_statistics
+from pyfast_nas.nn import Supernet, frozen_statistics
 from pyfast_nas.nn.drop_block import DropBlocks
 from pyfast_nas.typing import Batch, Metrics
 
@@ -142,7 +143,7 @@ class MSGDAS(TemperedSearch, PathSearch):
             )
         super().prepare(supernet, **run)
         self.drop_blocks = DropBlocks(supernet)
-        self.shared_layers = _shared_statistics(supernet)
+        self.shared_layers = shared_statistics(supernet)
         # One group is one backward pass.
         ranks = range(self.paths)
         self.groups = [[k] for k in ranks] if self.mode == "accumulate" else [list(ranks)]
@@ -294,18 +295,3 @@ class _Pass:
     seed: Tensor
     teacher: Tensor | None
     metrics: list[Metrics] = dataclasses.field(default_factory=list)
-
-
-def _shared_statistics(supernet: Supernet) -> nn.ModuleList:
-    """Return the layers with running statistics that every sub-graph runs."""
-    inside = {
-        layer
-        for edge in supernet.modules()
-        if isinstance(edge, MixedOp)
-        for layer in edge.modules()
-    }
-    return nn.ModuleList(
-        layer
-        for layer in supernet.modules()
-        if layer not in inside and getattr(layer, "track_running_stats", False)
-    )

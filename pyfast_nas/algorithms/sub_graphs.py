@@ -12,10 +12,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyfast_nas import ops
-from pyfast_nas.nn.gates import GateOutput
+from pyfast_nas.nn import GateOutput, MixedOp, Supernet
 from pyfast_nas.typing import Alphas
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "SubGraphs",
     "draw_sub_graphs",
     "plackett_luce_log_prob",
+    "shared_statistics",
     "single_path_gates",
     "stack_tables",
 ]
@@ -200,3 +201,25 @@ def plackett_luce_log_prob(logits: Tensor, indices: Tensor) -> Tensor:
         total = total + logits.gather(1, pick.unsqueeze(1)).squeeze(1) - left
         taken = taken.scatter(1, pick.unsqueeze(1), True)
     return total
+
+
+def shared_statistics(supernet: Supernet) -> nn.ModuleList:
+    """Return the layers with running statistics that every sub-graph runs.
+
+    Example:
+        >>> from pyfast_nas import spaces
+        >>> space = spaces.DARTS(channels=4, cells=1, track_running_stats=True)
+        >>> len(shared_statistics(space.supernet()))  # of the stem and of both inputs of the cell
+        3
+    """
+    inside = {
+        layer
+        for edge in supernet.modules()
+        if isinstance(edge, MixedOp)
+        for layer in edge.modules()
+    }
+    return nn.ModuleList(
+        layer
+        for layer in supernet.modules()
+        if layer not in inside and getattr(layer, "track_running_stats", False)
+    )

@@ -15,7 +15,6 @@ from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, RandomSearch
 FORMS = {
     "darts": lambda: DARTS(),
     "gdas": lambda: GDAS(),
-    "gdas variant a": lambda: GDAS(variant="A"),
     "msg-das": lambda: MSGDAS(assignment="shuffle"),
     "msg-das joint": lambda: MSGDAS(mode="joint", relaxation="conditional", paths=3),
     "msg-das score": lambda: MSGDAS(relaxation="score", score_baseline=0.9),
