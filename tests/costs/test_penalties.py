@@ -15,17 +15,17 @@ def values(*numbers: float) -> list[torch.Tensor]:
 
 def test_mul_log_has_the_known_value() -> None:
     loss, cost = values(2.0, 80.0**2)
-    assert float(mul_log(loss, cost, 80.0)) == pytest.approx(0.2 * 2 * 2**0.3, rel=1e-14)
+    assert mul_log(loss, cost, 80.0).item() == pytest.approx(0.2 * 2 * 2**0.3, rel=1e-14)
 
 
 def test_mul_log_at_the_reference_is_the_scaled_loss() -> None:
     loss, cost = values(2.0, 80.0)
-    assert float(mul_log(loss, cost, 80.0, scale=0.5)) == pytest.approx(1.0, rel=1e-14)
+    assert mul_log(loss, cost, 80.0, scale=0.5).item() == pytest.approx(1.0, rel=1e-14)
 
 
 def test_add_linear_has_the_known_value() -> None:
     loss, cost = values(2.0, 120.0)
-    assert float(add_linear(loss, cost, 80.0)) == pytest.approx(2.05, rel=1e-14)
+    assert add_linear(loss, cost, 80.0).item() == pytest.approx(2.05, rel=1e-14)
 
 
 def test_hinge_has_the_known_values() -> None:
