@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from pyfast_nas.costs.counting import count
+from pyfast_nas.costs.latency import measure_latency
 from pyfast_nas.costs.table import CostTable
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.nn import Supernet
@@ -13,6 +14,8 @@ from pyfast_nas.spaces.base import SearchSpace
 __all__ = ["CostAware"]
 
 COUNTED = ("parameters", "multiply-adds")
+KNOWN = (*COUNTED, "latency")
+LATENCY_BATCH = 24  # that of the UNAS code
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -35,7 +38,8 @@ class CostAware:
     """
 
     cost: str = "none"
-    """What counts as cost: "parameters", "multiply-adds", the path of a table of costs, "none"."""
+    """What counts as cost: "parameters", "multiply-adds", "latency" (measured milliseconds of a batch
+    of 24 on the device of the search), the path of a table of costs, or "none"."""
 
     def prepare(self, supernet: Supernet, *, space: SearchSpace, **run: Any) -> None:
         """Take the supernet to search and find what its candidates cost; see the base class.
@@ -46,16 +50,17 @@ class CostAware:
             DataError: If the file holds no table.
         """
         super().prepare(supernet, space=space, **run)
-        table = None if self.cost == "none" else self._find_costs()
-        self._set_costs(table)
+        self._set_costs(None if self.cost == "none" else self._find_costs())
 
     def _find_costs(self) -> CostTable:
         if self.cost in COUNTED:
             return count(self.supernet, self._input_shape(1))[self.cost]
+        if self.cost == "latency":
+            return measure_latency(self.supernet, self._input_shape(LATENCY_BATCH))
         if not os.path.isfile(self.cost):
             raise ConfigError(
                 f"{type(self).__name__}: cost must be one of 'none', "
-                f"{', '.join(map(repr, COUNTED))} or the file of a table, got {self.cost!r:.200}"
+                f"{', '.join(map(repr, KNOWN))} or the file of a table, got {self.cost!r:.200}"
             )
         table = CostTable.load(self.cost)
         found = {name: tuple(costs.shape) for name, costs in table.rows.items()}

@@ -31,6 +31,13 @@ def test_counted_costs_are_those_of_the_space(unit: str) -> None:
     assert search.cost_table.to_dict() == count(search.supernet, (1, 3, 8, 8))[unit].to_dict()
 
 
+def test_latency_is_measured_where_the_search_runs() -> None:
+    table = start(Search(cost="latency"), SPACE).cost_table
+    none, skip, _, conv, _ = table.rows["cell"][0].tolist()
+    assert table.unit == "ms"
+    assert none == 0.0 <= skip < conv
+
+
 def test_images_need_not_be_square() -> None:
     wide = dataclasses.replace(SPACE, image_size=(8, 16))
     costs = [start(Search(cost="multiply-adds"), s).cost_table.rows["cell"] for s in (SPACE, wide)]
