@@ -9,9 +9,8 @@ from pyfast_nas.costs.latency import measure_latency
 from pyfast_nas.costs.table import CostTable
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.nn import Supernet
-from pyfast_nas.spaces.base import SearchSpace
 
-__all__ = ["CostAware"]
+__all__ = ["CostAware", "image_batch"]
 
 COUNTED = ("parameters", "multiply-adds")
 KNOWN = (*COUNTED, "latency")
@@ -38,10 +37,10 @@ class CostAware:
     """
 
     cost: str = "none"
-    """What counts as cost: "parameters", "multiply-adds", "latency" (measured milliseconds of a batch
-    of 24 on the device of the search), the path of a table of costs, or "none"."""
+    """What counts as cost: "parameters", "multiply-adds", "latency" (milliseconds of a batch of 24,
+    measured on the device of the search), the path of a table of costs, or "none"."""
 
-    def prepare(self, supernet: Supernet, *, space: SearchSpace, **run: Any) -> None:
+    def prepare(self, supernet: Supernet, **run: Any) -> None:
         """Take the supernet to search and find what its candidates cost; see the base class.
 
         Raises:
@@ -49,14 +48,14 @@ class CostAware:
                 space has no images to count it for.
             DataError: If the file holds no table.
         """
-        super().prepare(supernet, space=space, **run)
+        super().prepare(supernet, **run)
         self._set_costs(None if self.cost == "none" else self._find_costs())
 
     def _find_costs(self) -> CostTable:
         if self.cost in COUNTED:
-            return count(self.supernet, self._input_shape(1))[self.cost]
+            return count(self.supernet, image_batch(self, "cost"))[self.cost]
         if self.cost == "latency":
-            return measure_latency(self.supernet, self._input_shape(LATENCY_BATCH))
+            return measure_latency(self.supernet, image_batch(self, "cost", LATENCY_BATCH))
         if not os.path.isfile(self.cost):
             raise ConfigError(
                 f"{type(self).__name__}: cost must be one of 'none', "
@@ -71,17 +70,6 @@ class CostAware:
                 f"{wanted}, got {found!r:.200} from {self.cost!r:.200}"
             )
         return table
-
-    def _input_shape(self, batch: int) -> tuple[int, ...]:
-        """Return the shape of a batch of the space's images."""
-        if not (hasattr(self.space, "in_channels") and hasattr(self.space, "image_size")):
-            raise ConfigError(
-                f"{type(self).__name__}: cost must be 'none' or the file of a table where the "
-                f"space, {self.space.name!r}, has no images, got {self.cost!r:.200}"
-            )
-        size = self.space.image_size
-        sides = size if isinstance(size, tuple) else (size, size)
-        return batch, self.space.in_channels, *sides
 
     def _set_costs(self, table: CostTable | None) -> None:
         self.cost_table = table and CostTable(
@@ -98,3 +86,24 @@ class CostAware:
         super().load_state_dict(state)
         table = state["cost_table"]
         self._set_costs(table and CostTable.from_dict(table))
+
+
+def image_batch(search: Any, option: str, batch: int = 1) -> tuple[int, ...]:
+    """Return the shape of a batch of images of a search's space.
+
+    Args:
+        search: A search after its ``prepare``.
+        option: Which of its options asks for costs.
+        batch: Images of the batch.
+
+    Raises:
+        ConfigError: If the space has no images.
+    """
+    space = search.space
+    if not (hasattr(space, "in_channels") and hasattr(space, "image_size")):
+        raise ConfigError(
+            f"{type(search).__name__}: {option} must be a setting that counts and measures nothing "
+            f"where the space, {space.name!r}, has no images, got {getattr(search, option)!r:.200}"
+        )
+    size = space.image_size
+    return batch, space.in_channels, *(size if isinstance(size, tuple) else (size, size))

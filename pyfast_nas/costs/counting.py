@@ -18,7 +18,7 @@ Operations are multiply-adds and the :math:`C k^2 y^2` values that a pooling com
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from pyfast_nas.nn.mixed_op import MixedOp
 from pyfast_nas.nn.primitives import SkipConnect
 from pyfast_nas.nn.supernet import Supernet
 
-__all__ = ["UNITS", "count", "count_network"]
+__all__ = ["UNITS", "EdgeCosts", "count", "count_edges", "count_network"]
 
 UNITS = ("parameters", "multiply-adds", "operations", "memory-access")
 
@@ -65,6 +65,53 @@ def count(supernet: Supernet, input_shape: Sequence[int]) -> dict[str, CostTable
     References:
         Xie, Zheng, Liu & Lin, "SNAS", ICLR 2019, section 2.4 and the authors' code (accesses).
     """
+    edges, fixed = count_edges(supernet, input_shape)
+    shapes = {t: (len(rows), max(map(len, rows))) for t, rows in supernet.candidates.items()}
+    tables = {}
+    for unit in UNITS:
+        costs = {t: torch.zeros(shape, dtype=torch.float64) for t, shape in shapes.items()}
+        for edge in edges:
+            costs[edge.table][edge.row, : len(edge.costs[unit])] += edge.costs[unit]
+        tables[unit] = CostTable(unit, fixed[unit], costs)
+    return tables
+
+
+class EdgeCosts(NamedTuple):
+    """What the candidates of one mixed operation cost.
+
+    Attributes:
+        table: Table of its weights.
+        row: Its row there.
+        costs: Unit -> cost of every candidate, float64 ``[num_ops]``.
+    """
+
+    table: str
+    row: int
+    costs: dict[str, Tensor]
+
+
+def count_edges(
+    supernet: Supernet, input_shape: Sequence[int]
+) -> tuple[list[EdgeCosts], dict[str, int]]:
+    """Count as `count` does, but each place of the network for itself.
+
+    Args:
+        supernet: Says by ``placed_edges()`` where its candidates are.
+        input_shape: Shape of a batch, ``(N, C, H, W)``; what is counted is for one of its inputs.
+
+    Returns:
+        The edges in the super-net's order, and by unit what is always there.
+
+    Raises:
+        SearchSpaceError: If the super-net does not say where its candidates are, or a pass under
+            its own gates leaves one out.
+
+    Example:
+        >>> from pyfast_nas import spaces
+        >>> edges, fixed = count_edges(spaces.DARTS(cells=3).supernet(), (1, 3, 32, 32))
+        >>> len(edges), edges[0].costs["parameters"].tolist()[3:6]
+        (42, [0.0, 800.0, 1312.0])
+    """
     edges = list(supernet.placed_edges())
     if not edges:
         raise SearchSpaceError(
@@ -72,23 +119,20 @@ def count(supernet: Supernet, input_shape: Sequence[int]) -> dict[str, CostTable
             f"got none"
         )
     counts = _counts(supernet, input_shape, [m for _, _, edge in edges for m in _parts(edge)])
-    shapes = {t: (len(rows), max(map(len, rows))) for t, rows in supernet.candidates.items()}
-    costs = {
-        unit: {t: torch.zeros(s, dtype=torch.float64) for t, s in shapes.items()} for unit in UNITS
-    }
+    found = []
     for table, row, edge in edges:
-        for column, module in enumerate(_parts(edge)):
-            if module not in counts and not edge.is_zero[column]:
+        for module, name, is_zero in zip(_parts(edge), edge.names, edge.is_zero, strict=True):
+            if module not in counts and not is_zero:
                 raise SearchSpaceError(
                     f"count: {type(supernet).__name__} must run every candidate, got a pass "
-                    f"without {edge.names[column]!r} of row {row} of {table!r}"
+                    f"without {name!r} of row {row} of {table!r}"
                 )
-            found = counts.get(module, [0, 0, 0])
-            for unit, cost in zip(UNITS, [_parameters(module.parameters()), *found], strict=True):
-                costs[unit][table][row, column] += cost
-    chosen = sum(float(c.sum()) for c in costs["parameters"].values())
+        columns = [[_parameters(m.parameters()), *counts.get(m, (0, 0, 0))] for m in _parts(edge)]
+        costs = torch.tensor(columns, dtype=torch.float64).unbind(1)
+        found.append(EdgeCosts(table, row, dict(zip(UNITS, costs, strict=True))))
+    chosen = sum(int(edge.costs["parameters"].sum()) for edge in found)
     fixed = [_parameters(supernet.weight_parameters()) - chosen, *counts[None]]
-    return {u: CostTable(u, f, costs[u]) for u, f in zip(UNITS, fixed, strict=True)}
+    return found, dict(zip(UNITS, fixed, strict=True))
 
 
 def count_network(network: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
