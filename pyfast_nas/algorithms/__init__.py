@@ -10,6 +10,7 @@ from pyfast_nas.algorithms.msg_das import MSGDAS
 from pyfast_nas.algorithms.options import Option, Range, check_options, option_table
 from pyfast_nas.algorithms.path_search import PathSearch
 from pyfast_nas.algorithms.random_search import RandomSearch
+from pyfast_nas.algorithms.snas import SNAS
 from pyfast_nas.algorithms.step_graph import StepGraph
 from pyfast_nas.algorithms.temperature import TemperedSearch
 
@@ -19,6 +20,7 @@ __all__ = [
     "GDAS",
     "IDARTS",
     "MSGDAS",
+    "SNAS",
     "BilevelSearch",
     "GradientSearch",
     "Option",
@@ -34,5 +36,5 @@ __all__ = [
 ]
 
 ALGORITHMS: dict[str, type[SharedWeightSearch]] = {
-    algorithm.name: algorithm for algorithm in (DARTS, GDAS, IDARTS, MSGDAS, RandomSearch)
+    algorithm.name: algorithm for algorithm in (DARTS, GDAS, IDARTS, MSGDAS, RandomSearch, SNAS)
 }

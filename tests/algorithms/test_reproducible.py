@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyfast_nas import _ext, spaces
-from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, RandomSearch
+from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, SNAS, RandomSearch
 
 FORMS = {
     "darts": lambda: DARTS(),
@@ -19,6 +19,7 @@ FORMS = {
     "msg-das joint": lambda: MSGDAS(mode="joint", relaxation="conditional", paths=3),
     "msg-das score": lambda: MSGDAS(relaxation="score", score_baseline=0.9),
     "random": lambda: RandomSearch(samples=8),
+    "snas": lambda: SNAS(resource_weight=1.5e-3, resource_cost="policy_gradient"),
 }
 SPACE = {
     "channels": 4,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pyfast_nas import spaces
-from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, RandomSearch
+from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, SNAS, RandomSearch
 
 # The toy problem's own optimizers: no momentum, no decay, quick alphas.
 TOY = {
@@ -93,6 +93,7 @@ FINDERS = {
     "gdas": lambda: GDAS(tau_max=1.0, tau_min=0.5, weight_nesterov=False, **QUICK),
     "msg-das": lambda: MSGDAS(tau_max=1.0, tau_min=0.5, **QUICK),
     "msg-das score": lambda: MSGDAS(relaxation="score", score_baseline=0.9, **QUICK),
+    "snas": lambda: SNAS(tau_min=0.5, **QUICK),
     "random": lambda: RandomSearch(
         weight_lr=0.1, weight_lr_min=0.1, weight_momentum=0.0, weight_decay=0.0, samples=40
     ),
@@ -106,6 +107,7 @@ FINDERS = {
         ("gdas", 40),
         ("msg-das", 40),
         ("random", 40),
+        ("snas", 40),
         # The score function is unbiased and noisy: it takes longer.
         pytest.param("msg-das score", 100, marks=pytest.mark.long),
     ],

@@ -19,6 +19,7 @@ ALGORITHMS = {
     "darts": lambda: algorithms.DARTS(alpha_lr=0.05),
     "gdas": lambda: algorithms.GDAS(alpha_lr=0.05, variant="A"),
     "msg-das": lambda: algorithms.MSGDAS(alpha_lr=0.05, alpha_warmup=0.0, kd_warmup=0.0),
+    "snas": lambda: algorithms.SNAS(alpha_lr=0.05),
 }
 
 

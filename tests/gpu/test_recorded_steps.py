@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, StepGraph
+from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, SNAS, StepGraph
 from pyfast_nas.bench.profile import launches
 from pyfast_nas.spaces import DARTS as DARTSSpace
 from tests.gpu.devices import GPU, over_grid
@@ -22,6 +22,7 @@ SEARCHES = {
     "MSG-DAS, K = 2": lambda: MSGDAS(paths=2, **RESTING),
     "GDAS": GDAS,
     "GDAS, variant A": lambda: GDAS(variant="A"),
+    "SNAS": lambda: SNAS(resource_weight=1.5e-3, resource_cost="policy_gradient"),
 }
 on_gpu = pytest.mark.parametrize("device", [pytest.param("cuda", marks=GPU)])
 
