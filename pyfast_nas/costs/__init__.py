@@ -5,13 +5,16 @@ from pyfast_nas.costs.latency import measure_latency, measure_network
 from pyfast_nas.costs.penalties import add_linear, hinge, mul_log
 from pyfast_nas.costs.resource import ResourceCost
 from pyfast_nas.costs.table import CostTable
+from pyfast_nas.costs.tables import Fit, fit_column
 
 __all__ = [
     "CostTable",
+    "Fit",
     "ResourceCost",
     "add_linear",
     "count",
     "count_network",
+    "fit_column",
     "hinge",
     "measure_latency",
     "measure_network",
