@@ -9,8 +9,9 @@ from pyfast_nas.costs.latency import measure_latency
 from pyfast_nas.costs.table import CostTable
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.nn import Supernet
+from pyfast_nas.spaces.base import SearchSpace
 
-__all__ = ["CostAware", "image_batch"]
+__all__ = ["CostAware", "find_costs", "image_batch"]
 
 COUNTED = ("parameters", "multiply-adds")
 KNOWN = (*COUNTED, "latency")
@@ -49,27 +50,8 @@ class CostAware:
             DataError: If the file holds no table.
         """
         super().prepare(supernet, **run)
-        self._set_costs(None if self.cost == "none" else self._find_costs())
-
-    def _find_costs(self) -> CostTable:
-        if self.cost in COUNTED:
-            return count(self.supernet, image_batch(self, "cost"))[self.cost]
-        if self.cost == "latency":
-            return measure_latency(self.supernet, image_batch(self, "cost", LATENCY_BATCH))
-        if not os.path.isfile(self.cost):
-            raise ConfigError(
-                f"{type(self).__name__}: cost must be one of 'none', "
-                f"{', '.join(map(repr, KNOWN))} or the file of a table, got {self.cost!r:.200}"
-            )
-        table = CostTable.load(self.cost)
-        found = {name: tuple(costs.shape) for name, costs in table.rows.items()}
-        wanted = {name: tuple(alpha.shape) for name, alpha in self.supernet.alphas.items()}
-        if found != wanted:
-            raise ConfigError(
-                f"{type(self).__name__}: cost must be a table with a cost for every candidate, "
-                f"{wanted}, got {found!r:.200} from {self.cost!r:.200}"
-            )
-        return table
+        option = f"{type(self).__name__}: cost"
+        self._set_costs(find_costs(self.cost, self.supernet, self.space, option))
 
     def _set_costs(self, table: CostTable | None) -> None:
         self.cost_table = table and CostTable(
@@ -88,6 +70,42 @@ class CostAware:
         self._set_costs(table and CostTable.from_dict(table))
 
 
+def find_costs(cost: str, supernet: Supernet, space: SearchSpace, option: str) -> CostTable | None:
+    """Return what the candidates of a super-net cost, or None for the cost ``"none"``.
+
+    Args:
+        cost: What counts as cost; see :class:`CostAware`.
+        supernet: Network of ``space``, on the device of the search; nothing of it moves.
+        space: Says how large the images are.
+        option: What messages call ``cost``: who asks, and by which option.
+
+    Raises:
+        ConfigError: If the cost is none of these, its table is of other candidates, or the space
+            has no images to count it for.
+        DataError: If the file holds no table.
+    """
+    if cost == "none":
+        return None
+    if cost in COUNTED:
+        return count(supernet, _batch(space, option, cost, 1))[cost]
+    if cost == "latency":
+        return measure_latency(supernet, _batch(space, option, cost, LATENCY_BATCH))
+    if not os.path.isfile(cost):
+        raise ConfigError(
+            f"{option} must be one of 'none', {', '.join(map(repr, KNOWN))} or the file of a "
+            f"table, got {cost!r:.200}"
+        )
+    table = CostTable.load(cost)
+    found = {name: tuple(costs.shape) for name, costs in table.rows.items()}
+    wanted = {name: tuple(alpha.shape) for name, alpha in supernet.alphas.items()}
+    if found != wanted:
+        raise ConfigError(
+            f"{option} must be a table with a cost for every candidate, {wanted}, got "
+            f"{found!r:.200} from {cost!r:.200}"
+        )
+    return table
+
+
 def image_batch(search: Any, option: str, batch: int = 1) -> tuple[int, ...]:
     """Return the shape of a batch of images of a search's space.
 
@@ -99,11 +117,15 @@ def image_batch(search: Any, option: str, batch: int = 1) -> tuple[int, ...]:
     Raises:
         ConfigError: If the space has no images.
     """
-    space = search.space
+    asked = f"{type(search).__name__}: {option}"
+    return _batch(search.space, asked, getattr(search, option), batch)
+
+
+def _batch(space: SearchSpace, option: str, given: Any, batch: int) -> tuple[int, ...]:
     if not (hasattr(space, "in_channels") and hasattr(space, "image_size")):
         raise ConfigError(
-            f"{type(search).__name__}: {option} must be a setting that counts and measures nothing "
-            f"where the space, {space.name!r}, has no images, got {getattr(search, option)!r:.200}"
+            f"{option} must be a setting that counts and measures nothing where the space, "
+            f"{space.name!r}, has no images, got {given!r:.200}"
         )
     size = space.image_size
     return batch, space.in_channels, *(size if isinstance(size, tuple) else (size, size))
