@@ -2,6 +2,7 @@
 
 from pyfast_nas.costs.counting import count, count_network
 from pyfast_nas.costs.latency import measure_latency, measure_network
+from pyfast_nas.costs.pareto import pareto_front
 from pyfast_nas.costs.penalties import add_linear, hinge, mul_log
 from pyfast_nas.costs.resource import ResourceCost
 from pyfast_nas.costs.table import CostTable
@@ -19,4 +20,5 @@ __all__ = [
     "measure_latency",
     "measure_network",
     "mul_log",
+    "pareto_front",
 ]
