@@ -1,4 +1,4 @@
-"""``pyfast-nas plot``: the cells of a genotype as SVG, DOT or Mermaid."""
+"""``pyfast-nas plot``: the cells of a genotype as SVG, DOT or Mermaid; a Pareto front as SVG."""
 
 import dataclasses
 from pathlib import Path
@@ -6,11 +6,12 @@ from typing import Literal
 
 import tyro
 
-from pyfast_nas.cli.inputs import quoted_path, read_genotype
+from pyfast_nas.cli.inputs import quoted_path, read_genotype, read_run
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.viz.graph import cell_svg
 from pyfast_nas.viz.graph_text import to_dot, to_mermaid
 from pyfast_nas.viz.markup import printable
+from pyfast_nas.viz.pareto import pareto_svg
 
 __all__ = ["Plot", "run"]
 
@@ -20,7 +21,7 @@ SUFFIXES = {".svg": "svg", ".dot": "dot", ".gv": "dot", ".mmd": "mermaid", ".mer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plot:
-    """Draw the cells of a genotype."""
+    """Draw the cells of a genotype, or the accuracy of a run's architectures against their cost."""
 
     genotype: tyro.conf.Positional[Path]
     """Genotype file, or the folder of a run."""
@@ -28,12 +29,16 @@ class Plot:
     """What to write; by default what the ending of the output says, else svg."""
     cell: str | None = None
     """Which cell, for example normal; all of them if not given."""
+    pareto: bool = False
+    """Draw the Pareto front of the run in that folder instead; always as svg."""
     output: Path | None = None
     """File to write, its name extended by the cell where there are several; stdout without it."""
 
 
 def run(options: Plot) -> int:
     """Write the pictures; return the exit code."""
+    if options.pareto:
+        return _plot_pareto(options)
     genotype = read_genotype(options.genotype)
     cells = list(genotype.cells) if options.cell is None else [options.cell]
     if unknown := set(cells) - set(genotype.cells):
@@ -57,4 +62,21 @@ def run(options: Plot) -> int:
             path = path.with_name(f"{path.stem}-{cell}{path.suffix}")
         path.write_text(write(genotype, cell), encoding="utf-8")
         print(f"wrote {quoted_path(path)}")
+    return 0
+
+
+def _plot_pareto(options: Plot) -> int:
+    if options.cell is not None or options.format not in (None, "svg"):
+        raise ConfigError("plot: --pareto must go without --cell, and with --format svg or none")
+    record = read_run(options.genotype).pareto
+    if record is None:
+        raise ConfigError(
+            f"plot: --pareto must go with a run that ended in a Pareto front (search "
+            f"--pareto-cost), got {quoted_path(options.genotype)} without a pareto.json"
+        )
+    if options.output is None:
+        print(pareto_svg(record), end="")
+        return 0
+    options.output.write_text(pareto_svg(record), encoding="utf-8")
+    print(f"wrote {quoted_path(options.output)}")
     return 0

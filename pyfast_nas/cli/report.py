@@ -13,7 +13,7 @@ __all__ = ["Report", "run"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """Write report.html and the pictures of the cells from the files of a run."""
+    """Write report.html, the pictures of the cells and that of the front from a run's files."""
 
     folder: tyro.conf.Positional[Path]
     """Folder of a run."""

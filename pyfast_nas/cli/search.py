@@ -15,6 +15,7 @@ from pyfast_nas.engine.run_files import to_json
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.spaces import SPACES, SearchSpace
 from pyfast_nas.viz.markup import printable
+from pyfast_nas.viz.pareto import front_lines, judged
 from pyfast_nas.viz.run_folder import RunFolder
 from pyfast_nas.viz.tables import standing
 from pyfast_nas.viz.units import duration, memory, percent
@@ -173,7 +174,8 @@ def _write_report(result: SearchResult) -> Path | None:
 
 
 def _pictures(result: SearchResult) -> list[Path]:
-    paths = [result.output / f"{table}.svg" for table in result.genotype.cells]
+    names = [*result.genotype.cells, *(["pareto"] if result.pareto is not None else [])]
+    paths = [result.output / f"{name}.svg" for name in names]
     return [path for path in paths if path.is_file()]
 
 
@@ -183,6 +185,7 @@ def _record(result: SearchResult, folder: RunFolder | None, page: Path | None) -
         "trained": result.trained,
         "evaluation": result.evaluation,
         "table": result.table,
+        "pareto": result.pareto,
         "warnings": list(result.warnings),
         "last_epoch": result.history[-1] if result.history else None,
         "seconds": dict(folder.totals) if folder else {},
@@ -207,6 +210,9 @@ def _summary(
         rows.append(("verdict", result.evaluation["sentence"]))
     if result.table:
         rows += [(f"table {split}", text) for split, text in standing(result.table).items()]
+    if result.pareto:
+        rows.append(("pareto", judged(result.pareto)))
+        rows += [("", line) for line in _aligned(front_lines(result.pareto))]
     rows += [("warning", warning) for warning in result.warnings]
     if folder is not None:
         if folder.peak_memory:
@@ -227,3 +233,15 @@ def _summary(
         )
     lines += [f"{label:<13} {printable(text)}" for label, text in rows]
     return "\n".join(lines)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Put cells under each other, figures to the right and words to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if cell[0].isdigit() else cell.ljust(width)
+            for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]

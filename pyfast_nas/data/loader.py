@@ -83,7 +83,7 @@ class BatchStream:
     ):
         self._samples, self._labels = samples, labels
         self._indices = indices.to(samples.device)
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._normalize = normalize
         is_image = samples.dim() == 4
         self._padding = crop_padding(tuple(samples.shape[2:])) if augment and is_image else 0
@@ -97,13 +97,13 @@ class BatchStream:
 
     def __len__(self) -> int:
         """Whole batches in one walk over the samples."""
-        return len(self._indices) // self._batch_size
+        return len(self._indices) // self.batch_size
 
     def next(self) -> Batch:
         """Return the next batch: normalised samples and int64 labels."""
-        chosen = self._order[self._cursor : self._cursor + self._batch_size]
+        chosen = self._order[self._cursor : self._cursor + self.batch_size]
         self._cursor += len(chosen)
-        missing = self._batch_size - len(chosen)
+        missing = self.batch_size - len(chosen)
         if missing:
             self._order, self._cursor = self._new_order(), missing
             chosen = torch.cat([chosen, self._order[:missing]])
@@ -113,6 +113,20 @@ class BatchStream:
             x = random_crop(x, self._padding, flip=self._flip, generator=self.draws)
         x = cutout(self._normalize(x), self._cutout, generator=self.draws)
         return x, self._labels[picked]
+
+    def plain_batches(self, count: int, generator: Generator) -> list[Batch]:
+        """Return whole batches of distinct samples as they are, not augmented; the place is kept.
+
+        Args:
+            count: Batches, at most ``len(self)``.
+            generator: CPU generator that chooses the samples.
+        """
+        order = torch.randperm(len(self._indices), generator=generator, device="cpu")
+        chosen = self._indices[order[: count * self.batch_size].to(self._indices.device)]
+        return [
+            (self._normalize(self._samples[part]), self._labels[part])
+            for part in chosen.split(self.batch_size)
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that decides the batches to come, as tensors and numbers."""

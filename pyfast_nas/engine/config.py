@@ -87,6 +87,16 @@ class SearchConfig:
     table_columns: tuple[str, str] | None = None
     """Columns of the table: validation and test accuracy; by default those of the data set."""
 
+    pareto_cost: str = "auto"
+    """Cost that accuracies are held against at the end: 'parameters', 'multiply-adds', 'latency' on
+    the device of the search, the file of a cost table, 'none', or 'auto' for the algorithm's."""
+
+    pareto_samples: Annotated[int, Range(at_least=0)] = 32
+    """Architectures drawn from the final probabilities, beside those that the epochs derived."""
+
+    pareto_images: Annotated[int, Range(at_least=1)] = 1024
+    """Validation images that each of them is scored on, in whole batches."""
+
     output: str | None = None
     """Folder for the files of the run; none are written without it."""
 
@@ -252,7 +262,7 @@ def run_device(name: str) -> torch.device:
 
 
 def _check(config: Any) -> None:
-    for name in ("output", "table"):
+    for name in ("output", "table", "pareto_cost"):
         if isinstance(getattr(config, name, None), os.PathLike):
             setattr(config, name, os.fspath(getattr(config, name)))
     check_options(config)

@@ -137,6 +137,8 @@ _OWN_FILES = (
     "genotype.json",
     "metrics.jsonl",
     "network.pt2",
+    "pareto.json",
+    "pareto.svg",
     "report.html",
     "result.json",
     "timing.jsonl",

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from pyfast_nas._ext import kernels_in_use
 from pyfast_nas.algorithms import ALGORITHMS
 from pyfast_nas.algorithms.base import SearchAlgorithm
+from pyfast_nas.algorithms.cost_aware import find_costs
 from pyfast_nas.data.image_data import ImageData
 from pyfast_nas.data.loader import DeviceLoader
 from pyfast_nas.data.sources import load_data
@@ -23,6 +24,7 @@ from pyfast_nas.engine.course import run_epochs
 from pyfast_nas.engine.curvature import CurvatureMonitor
 from pyfast_nas.engine.evaluation import evaluate_against_random
 from pyfast_nas.engine.health import health
+from pyfast_nas.engine.pareto import pareto_record
 from pyfast_nas.engine.preparation import (
     data_record,
     fitted_space,
@@ -54,6 +56,7 @@ class SearchResult:
         history: One row an epoch, as in ``metrics.jsonl``.
         evaluation: Content of ``evaluation.json``, or ``None`` without a comparison.
         table: Value, rank and regret in a table of measured architectures, or ``None`` without one.
+        pareto: Content of ``pareto.json``, or ``None`` without a cost.
         warnings: What was amiss, one sentence each.
         trained: False for a search of no epoch, whose genotype is that of the initial alphas.
         config: All options, resolved.
@@ -68,6 +71,7 @@ class SearchResult:
     history: tuple[dict[str, Any], ...]
     evaluation: Mapping[str, Any] | None
     table: Mapping[str, Any] | None
+    pareto: Mapping[str, Any] | None
     warnings: tuple[str, ...]
     trained: bool
     config: SearchConfig
@@ -162,7 +166,7 @@ def search(
         callbacks = (*callbacks, monitor)
     device = run_device(config.device)
     seeds = torch.randint(
-        2**62, (3,), generator=Generator("cpu").manual_seed(config.seed), device="cpu"
+        2**62, (4,), generator=Generator("cpu").manual_seed(config.seed), device="cpu"
     ).tolist()
     loader = DeviceLoader(
         data,
@@ -175,8 +179,6 @@ def search(
     record = _record(space, data, algorithm, config, loader, device)
     for note in (*data.notes, f"kernels in use: {record['kernels']}"):
         _LOG.info("search: %s", note)
-    files = RunFiles(config.output, overwrite=config.overwrite)
-    files.write_json("config.json", record)
     started = time.perf_counter()
     with seeded(config.seed, device):
         supernet = space.supernet().to(device)
@@ -188,6 +190,13 @@ def search(
             generator=Generator(device).manual_seed(seeds[1]),
             loss=loss,
         )
+        if config.pareto_cost == "auto":
+            costs = getattr(algorithm, "cost_table", None)
+        else:
+            costs = find_costs(config.pareto_cost, supernet, space, "search: pareto_cost")
+        # Whatever is refused is refused before anything is written.
+        files = RunFiles(config.output, overwrite=config.overwrite)
+        files.write_json("config.json", record)
         size = sum(parameter.numel() for parameter in supernet.parameters())
         event = {"phase": "search", "kind": "start", "epochs": config.epochs, "parameters": size}
         progress.update({**event, "steps_per_epoch": len(loader), "config": record})
@@ -211,7 +220,22 @@ def search(
             },
         )
         _finish_phase("search", started, files, progress)
-        evaluation = None
+        pareto, evaluation = None, None
+        if costs is not None:
+            started = time.perf_counter()
+            pareto = pareto_record(
+                course,
+                space=space,
+                supernet=supernet,
+                costs=costs,
+                valid=loader.valid,
+                samples=config.pareto_samples,
+                images=config.pareto_images,
+                generator=Generator("cpu").manual_seed(seeds[3]),
+                scores=scores,
+            )
+            files.write_json("pareto.json", pareto)
+            _finish_phase("pareto", started, files, progress)
         if config.compare:
             started = time.perf_counter()
             draws = Generator("cpu").manual_seed(seeds[2])
@@ -224,6 +248,7 @@ def search(
         history=tuple(history),
         evaluation=evaluation,
         table=table,
+        pareto=pareto,
         warnings=tuple(warnings),
         epoch=course.chosen,
         trained=bool(history),

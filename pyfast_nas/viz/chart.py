@@ -11,7 +11,16 @@ from typing import Literal
 from pyfast_nas.viz.markup import attributes, escape
 from pyfast_nas.viz.units import number, percent
 
-__all__ = ["Group", "Line", "dot_plot", "line_chart", "svg", "text_at"]
+__all__ = [
+    "Group",
+    "Line",
+    "axis_marks",
+    "dot_plot",
+    "line_chart",
+    "mark_label",
+    "svg",
+    "text_at",
+]
 
 _VALUE = ' class="value"'
 
@@ -71,7 +80,7 @@ def line_chart(
     ys = [y for line in lines for _x, y in line.points]
     low = min(ys) if bottom is None else min(bottom, *ys)
     high = max(ys) if top is None else max(top, *ys)
-    ticks = _ticks(low, high, whole)
+    ticks = axis_marks(low, high, whole)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
     first, last = min(xs), max(xs)
     left, right, up, down = 52.0, 344.0, 12.0, 168.0
@@ -89,7 +98,7 @@ def line_chart(
     for tick in ticks:
         y = number(upward(tick))
         parts.append(f'<path class="grid" d="M{number(left)} {y}H{number(right)}"/>')
-        parts.append(text_at(left - 6, upward(tick) + 4, _tick_label(tick, ticks, unit), "end"))
+        parts.append(text_at(left - 6, upward(tick) + 4, mark_label(tick, ticks, unit), "end"))
     for tick in _whole_ticks(first, last):
         parts.append(text_at(across(tick), down + 17, number(tick), "middle"))
     parts.append(text_at((left + right) / 2, down + 33, "epoch", "middle"))
@@ -135,7 +144,7 @@ def dot_plot(groups: Sequence[Group], *, title: str) -> str:
     for group in groups:
         mean, spread = _mean(group.values), _deviation(group.values) or 0.0
         reach += [*group.values, mean - spread, mean + spread]
-    ticks = _ticks(min(reach), max(reach), False)
+    ticks = axis_marks(min(reach), max(reach), False)
     low, high = min(ticks[0], *reach), max(ticks[-1], *reach)
     left, right, row = 78.0, 446.0, 58.0
     bottom = 14 + row * len(groups)
@@ -146,7 +155,7 @@ def dot_plot(groups: Sequence[Group], *, title: str) -> str:
     parts = []
     for tick in ticks:
         parts.append(f'<path class="grid" d="M{number(across(tick))} 10V{number(bottom)}"/>')
-        parts.append(text_at(across(tick), bottom + 18, _tick_label(tick, ticks, "%"), "middle"))
+        parts.append(text_at(across(tick), bottom + 18, mark_label(tick, ticks, "%"), "middle"))
     for place, group in enumerate(groups):
         y = 14 + row * (place + 0.5)
         mean, spread = _mean(group.values), _deviation(group.values)
@@ -201,8 +210,13 @@ def text_at(x: float, y: float, text: str, anchor: str, more: str = "") -> str:
     return f"<text {place}{more}>{escape(text)}</text>"
 
 
-def _ticks(low: float, high: float, whole: bool, most: int = 5) -> list[float]:
-    """At most ``most`` round numbers that span the values."""
+def axis_marks(low: float, high: float, whole: bool, most: int = 5) -> list[float]:
+    """Return at most ``most`` round numbers that span the values.
+
+    Example:
+        >>> axis_marks(0.3, 8.7, False)
+        [0.0, 2.5, 5.0, 7.5, 10.0]
+    """
     span = high - low
     if span <= 0:
         span = max(abs(high) * 0.1, 1e-6)
@@ -218,7 +232,7 @@ def _ticks(low: float, high: float, whole: bool, most: int = 5) -> list[float]:
     return [low, high]
 
 
-def _tick_label(tick: float, ticks: Sequence[float], unit: str) -> str:
+def mark_label(tick: float, ticks: Sequence[float], unit: str) -> str:
     """Write an axis mark with as many digits as tell it from its neighbours."""
     factor = 100 if unit == "%" else 1
     step = factor * abs(ticks[1] - ticks[0]) if len(ticks) > 1 else 1.0
@@ -233,7 +247,7 @@ def _tick_label(tick: float, ticks: Sequence[float], unit: str) -> str:
 
 def _whole_ticks(first: float, last: float) -> list[float]:
     gap = 0.12 * (last - first)  # closer to an end, a number would touch its neighbour
-    inner = [tick for tick in _ticks(first, last, True) if first + gap < tick < last - gap]
+    inner = [tick for tick in axis_marks(first, last, True) if first + gap < tick < last - gap]
     return sorted({first, *inner, last})
 
 

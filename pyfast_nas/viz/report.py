@@ -12,6 +12,7 @@ from pyfast_nas.viz.chart import Group, Line, dot_plot, line_chart
 from pyfast_nas.viz.findings import examine
 from pyfast_nas.viz.graph import cell_svg
 from pyfast_nas.viz.markup import escape, printable
+from pyfast_nas.viz.pareto import pareto_section, pareto_svg
 from pyfast_nas.viz.run_folder import RunFolder
 from pyfast_nas.viz.style import style_sheet
 from pyfast_nas.viz.tables import measured, settings, times
@@ -23,7 +24,7 @@ _MARKS = {"good": "✓ fine", "note": "ℹ note", "warn": "⚠ warning"}
 
 
 def write_report(run_dir: Path | str) -> Path:
-    """Write ``report.html`` and a picture of each cell from the other files of a run folder.
+    """Write ``report.html`` and its larger pictures from the other files of a run folder.
 
     The same files always give the same bytes.
 
@@ -46,6 +47,8 @@ def write_report(run_dir: Path | str) -> Path:
     run = RunFolder.read(run_dir)
     for table in run.genotype.cells if run.genotype is not None else ():
         _replace(run.path / f"{table}.svg", cell_svg(run.genotype, table))
+    if run.pareto is not None:
+        _replace(run.path / "pareto.svg", pareto_svg(run.pareto))
     return _replace(run.path / "report.html", render_report(run))
 
 
@@ -66,6 +69,7 @@ def render_report(run: RunFolder) -> str:
         _section("What to know before believing it", _checks(run)),
         _section("Against random architectures", _comparison(run)),
         _section("Among all architectures", measured(run)),
+        _section("Accuracy against cost", pareto_section(run.pareto), long=True),
         _section("The architecture", _cells(run), long=True),
         _section("Architecture parameters at the end", final_alphas(run), long=True),
         _section("Architecture parameters over time", alphas_over_time(run), long=True),

@@ -42,6 +42,7 @@ class RunFolder:
         evaluation: Comparison with random architectures, if there is one.
         warnings: What the search itself found amiss.
         table: Where the result stands in a table of measured architectures, if it was looked up.
+        pareto: Architectures held against their cost, if there was one.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class RunFolder:
     evaluation: Record | None = None
     warnings: Sequence[str] = ()
     table: Record | None = None
+    pareto: Record | None = None
 
     @classmethod
     def read(cls, path: Path | str) -> "RunFolder":
@@ -70,7 +72,7 @@ class RunFolder:
         if not (path / "config.json").is_file():
             raise DataError(f"run: {printable(path)} must hold a config.json: not a run folder")
         genotype, evaluation = path / "genotype.json", path / "evaluation.json"
-        result = path / "result.json"
+        result, pareto = path / "result.json", path / "pareto.json"
         result = _read_json(result, shapes.RESULT) if result.is_file() else {}
         alphas = _latest(
             _read_lines(path / "alphas.jsonl", shapes.ALPHAS, ("epoch", "alphas")), "epoch"
@@ -93,7 +95,10 @@ class RunFolder:
             genotype=Genotype.load(genotype) if genotype.is_file() else None,
             evaluation=_read_json(evaluation, shapes.EVALUATION) if evaluation.is_file() else None,
             warnings=result.get("warnings", ()),
-            table=_whole_table(result.get("table"), printable(path / "result.json")),
+            table=shapes.whole_table(result.get("table"), printable(path / "result.json")),
+            pareto=shapes.whole_pareto(
+                _read_json(pareto, shapes.PARETO) if pareto.is_file() else None, printable(pareto)
+            ),
         )
 
     @cached_property
@@ -199,16 +204,6 @@ def _require_same_tables(alphas: Sequence[Record], where: str) -> None:
         rows and all(rows) for size in sizes for rows in size.values()
     ):
         raise DataError(f"run: {where} must hold the same tables in every line")
-
-
-def _whole_table(table: Record | None, where: str) -> Record | None:
-    """Refuse a record of a table from which something is missing."""
-    if table is not None:
-        splits = [(table.get(split, {}), shapes.SCORE) for split in ("valid", "test")]
-        for part, shape in ((table, shapes.TABLE), *splits):
-            if missing := sorted(shape.keys() - part.keys()):
-                raise DataError(f"run: {where}: table must have {missing[0]}")
-    return table
 
 
 def _softmax(row: Sequence[float | None]) -> list[float]:

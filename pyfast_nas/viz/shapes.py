@@ -12,11 +12,12 @@ __all__ = [
     "CONFIG",
     "EVALUATION",
     "METRICS",
+    "PARETO",
     "RESULT",
-    "SCORE",
-    "TABLE",
     "TIMING",
     "require",
+    "whole_pareto",
+    "whole_table",
 ]
 
 NUMBER = (int, float, type(None))  # what is not finite is written as null
@@ -35,9 +36,25 @@ CONFIG = {
     "kernels": {EACH: WORD},
     "versions": OBJECT,
 }
-SCORE = {"column": WORD, "value": FIGURE, "rank": (int,), "best": FIGURE, "regret": FIGURE}
-TABLE = {"file": WORD, "architectures": (int,), "arch": WORD, "valid": SCORE, "test": SCORE}
-RESULT = {"warnings": [WORD], "table": TABLE}
+_SCORE = {"column": WORD, "value": FIGURE, "rank": (int,), "best": FIGURE, "regret": FIGURE}
+_TABLE = {"file": WORD, "architectures": (int,), "arch": WORD, "valid": _SCORE, "test": _SCORE}
+_SOURCES = ("final", "epoch", "sample")
+_ARCHITECTURE = {
+    "hash": WORD,
+    "genotype": OBJECT,
+    "source": WORD,
+    "epochs": [(int,)],
+    "accuracy": FIGURE,
+    "cost": FIGURE,
+    "on_front": (bool,),
+}
+PARETO = {
+    "unit": WORD,
+    "images": (int,),
+    "column": WORD,
+    "architectures": [_ARCHITECTURE | {"test": FIGURE}],
+}
+RESULT = {"warnings": [WORD], "table": _TABLE}
 METRICS = {
     "kind": WORD,
     "epoch": COUNT,
@@ -95,6 +112,58 @@ def require(value: Any, shape: Any, where: str) -> None:
             require(part, shape[0], where)
     else:
         _require_kind(value, shape, where)
+
+
+def whole_table(table: Any, where: str) -> Any:
+    """Return what a result says of a table of measured architectures, if nothing is missing.
+
+    Raises:
+        DataError: If something is.
+
+    Example:
+        >>> whole_table({"file": "a.csv"}, "result.json")
+        Traceback (most recent call last):
+        ...
+        pyfast_nas.errors.DataError: run: result.json: table must have arch
+    """
+    if table is not None:
+        splits = [(table.get(split, {}), _SCORE) for split in ("valid", "test")]
+        for part, shape in ((table, _TABLE), *splits):
+            _require_keys(part, shape, f"{where}: table")
+    return table
+
+
+def whole_pareto(record: Any, where: str) -> Any:
+    """Return the content of ``pareto.json``, if nothing is missing: a picture needs every row.
+
+    Raises:
+        DataError: If something is missing, or a source is none, or other than one row is final.
+
+    Example:
+        >>> whole_pareto({"unit": "ms", "images": 64, "architectures": []}, "pareto.json")
+        Traceback (most recent call last):
+        ...
+        pyfast_nas.errors.DataError: run: pareto.json must have one final architecture, got 0
+    """
+    if record is None:
+        return None
+    _require_keys(record, {key: PARETO[key] for key in PARETO if key != "column"}, where)
+    for row in record["architectures"]:
+        _require_keys(row, _ARCHITECTURE, f"{where}: architectures")
+        if row["source"] not in _SOURCES:
+            raise DataError(
+                f"run: {where}: architectures: source must be one of {', '.join(_SOURCES)}, got "
+                f"{printable(row['source'], 60)!r}"
+            )
+    found = sum(row["source"] == "final" for row in record["architectures"])
+    if found != 1:
+        raise DataError(f"run: {where} must have one final architecture, got {found}")
+    return record
+
+
+def _require_keys(record: Mapping[str, Any], shape: Mapping[str, Any], where: str) -> None:
+    if missing := sorted(shape.keys() - record.keys()):
+        raise DataError(f"run: {where} must have {missing[0]}")
 
 
 def _require_kind(value: Any, kinds: tuple[type, ...], where: str) -> None:

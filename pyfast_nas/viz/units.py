@@ -2,7 +2,7 @@
 
 import math
 
-__all__ = ["duration", "memory", "number", "percent", "share_of_one"]
+__all__ = ["amount", "duration", "memory", "number", "percent", "share_of_one"]
 
 
 def number(value: float, digits: int = 2) -> str:
@@ -68,3 +68,14 @@ def memory(count: float) -> str:
         if count >= size:
             return f"{number(count / size, 1 if unit == 'GiB' else 0)} {unit}"
     return f"{number(count, 0)} bytes"
+
+
+def amount(value: float, unit: str) -> str:
+    """Write a cost with its unit: four digits that count, or all of a whole number.
+
+    Example:
+        >>> amount(12345.0, "parameters"), amount(1.23456, "ms")
+        ('12,345 parameters', '1.235 ms')
+    """
+    is_long = abs(value) >= 1000 or value == int(value)
+    return f"{value:,.0f} {unit}" if is_long else f"{value:.4g} {unit}"

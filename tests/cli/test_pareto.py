@@ -1,0 +1,74 @@
+"""The Pareto front on the command line."""
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from pyfast_nas.cli.main import main
+
+SEARCH = ["search", "--space", "nas-bench-201", "--channels", "2", "--epochs", "1"]
+SEARCH += ["--batch-size", "128", "--compare", "0", "--pareto-cost", "parameters"]
+SEARCH += ["--pareto-samples", "6", "--pareto-images", "128"]
+
+
+@pytest.fixture(scope="module")
+def priced_run(tmp_path_factory):
+    """Run folder of a tiny search that ends in a Pareto front."""
+    folder = tmp_path_factory.mktemp("pareto") / "run"
+    assert main([*SEARCH, "--output", str(folder)]) == 0
+    return folder
+
+
+def test_search_ends_in_the_front(tmp_path, capsys):
+    folder = tmp_path / "a"
+    assert main([*SEARCH, "--output", str(folder)]) == 0
+    out = capsys.readouterr().out
+    record = json.loads((folder / "pareto.json").read_text())
+    front = [row for row in record["architectures"] if row["on_front"]]
+    assert f"pareto        {len(front)} of 7 architectures on the front; " in out
+    lines = re.findall(r"^ {14} *([\d.]+) % +([\d,]+) parameters  (\w{16})  (.+)$", out, re.M)
+    shown = [(name, float(a), c) for a, c, name, told in lines if "not on the front" not in told]
+    assert shown == [
+        (row["hash"], pytest.approx(100 * row["accuracy"], abs=0.005), f"{row['cost']:,.0f}")
+        for row in front
+    ]
+    assert sum(told.startswith("found, epoch 1") for *_, told in lines) == 1
+    assert "pareto.svg" in out
+    ElementTree.parse(folder / "pareto.svg")
+    assert "Accuracy against cost" in (folder / "report.html").read_text()
+
+
+def test_json_holds_it_whole(tmp_path, capsys):
+    words = [*SEARCH, "--json", "--output", str(tmp_path / "a")]
+    assert main(words) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["pareto"] == json.loads((tmp_path / "a" / "pareto.json").read_text())
+    assert str(tmp_path / "a" / "pareto.svg") in record["pictures"]
+
+
+def test_report_and_plot_draw_it_from_the_folder(priced_run, tmp_path, capsys):
+    before = (priced_run / "pareto.svg").read_bytes()
+    (priced_run / "pareto.svg").unlink()
+    assert main(["report", str(priced_run)]) == 0
+    assert (priced_run / "pareto.svg").read_bytes() == before
+    capsys.readouterr()
+    assert main(["plot", str(priced_run), "--pareto"]) == 0
+    assert capsys.readouterr().out.encode() == before
+    assert main(["plot", str(priced_run), "--pareto", "--output", str(tmp_path / "p.svg")]) == 0
+    assert (tmp_path / "p.svg").read_bytes() == before
+
+
+def test_refusals(priced_run, toy_run, tmp_path, capsys):
+    for words, code, message in (
+        (["plot", str(toy_run), "--pareto"], 2, "must go with a run that ended in a Pareto front"),
+        (["plot", str(priced_run), "--pareto", "--cell", "cell"], 2, "must go without --cell"),
+        (["plot", str(priced_run), "--pareto", "--format", "dot"], 2, "with --format svg"),
+        (["plot", str(tmp_path), "--pareto"], 3, "not a run folder"),
+        ([*SEARCH[:-5], "flops", "--output", str(tmp_path / "a")], 2, "pareto.cost must be one of"),
+    ):
+        assert main(words) == code
+        error = capsys.readouterr().err.splitlines()
+        assert error[0].startswith("error: ") and re.search(message, error[0]), error
+    assert not (tmp_path / "a").exists()
