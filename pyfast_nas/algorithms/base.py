@@ -81,7 +81,7 @@ class SearchAlgorithm(Protocol):
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class SharedWeightSearch:
-    """A search over a supernet whose weights all architectures share, trained by SGD.
+    """A search over a supernet whose weights all architectures share, trained by SGD by default.
 
     Attributes:
         supernet: The network being searched; set by :meth:`prepare`.
@@ -175,7 +175,11 @@ class SharedWeightSearch:
         self.loads = 0  # how often a state was put in place of the one that had come about
         self.device = next(iter(supernet.alphas.values())).device
         self.weights = supernet.weight_parameters()
-        self.weight_optimizer = torch.optim.SGD(
+        self.weight_optimizer = self._make_weight_optimizer()
+
+    def _make_weight_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer of ``self.weights``; its rate is set before each step."""
+        return torch.optim.SGD(
             self.weights,
             lr=self.weight_lr,
             momentum=self.weight_momentum,

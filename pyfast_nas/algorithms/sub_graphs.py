@@ -26,6 +26,7 @@ __all__ = [
     "shared_statistics",
     "single_path_gates",
     "stack_tables",
+    "unstack_tables",
 ]
 
 Assignment = Literal["rank", "shuffle"]
@@ -93,6 +94,19 @@ def stack_tables(alphas: Alphas) -> Tensor:
     return torch.cat(
         [F.pad(logits, (0, width - logits.shape[1]), value=-math.inf) for logits in alphas.values()]
     )
+
+
+def unstack_tables(stacked: Tensor, alphas: Alphas) -> dict[str, Tensor]:
+    """Take rows that were stacked apart again, each table as wide as its own.
+
+    Example:
+        >>> alphas = {"a": torch.zeros(1, 2), "b": torch.ones(2, 3)}
+        >>> parts = unstack_tables(stack_tables(alphas), alphas)
+        >>> all(torch.equal(parts[table], rows) for table, rows in alphas.items())
+        True
+    """
+    parts = stacked.split([len(rows) for rows in alphas.values()])
+    return {t: part[:, : alphas[t].shape[1]] for t, part in zip(alphas, parts, strict=True)}
 
 
 def draw_sub_graphs(
