@@ -2,36 +2,47 @@
 
 python -m benchmarks.search_quality --data cifar10:FOLDER --table nas_bench_201.csv.gz
 
-Each search is a process of its own, ``pyfast-nas search``. Beside the accuracy stands what says
-whether it means anything: how often the alphas moved, how undecided they still are, and by how much
-the kept candidate of each edge leads. Rows go into a file, the page is made from them.
+Each search is a process of its own, ``pyfast-nas search``. With ``--epochs`` the searches that
+differentiate through the weights are as long as each other in epochs, with ``--minutes`` all
+searches of the package in time. Beside the accuracy stands what says whether it means anything: how
+often the alphas moved, how undecided they still are, and by how much the kept candidate of each
+edge leads. Rows go into a file, the page is made from them.
 """
 
 import argparse
 import dataclasses
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from benchmarks.quality_page import page
 from pyfast_nas.bench.record import commit, device_name
+from pyfast_nas.spaces import NASBench201
 from pyfast_nas.spaces.tables import AccuracyTable
 from pyfast_nas.viz.run_folder import RunFolder
 
-__all__ = ["METHODS", "page", "run"]
+__all__ = ["METHODS", "STUDIES", "correlation", "run"]
 
 METHODS = {
     "DARTS, first order": ("--algorithm", "darts"),
     "DARTS, second order": (*("--algorithm", "darts", "--hypergradient", "finite_difference"),),
     "iDARTS": ("--algorithm", "idarts"),
+    "MSG-DAS, K = 2": ("--algorithm", "msg-das"),
     "random search": ("--algorithm", "random"),
 }
+# What is compared by default: in as many epochs, in as much time.
+STUDIES = {
+    "epochs": ("DARTS, first order", "DARTS, second order", "iDARTS", "random search"),
+    "minutes": tuple(METHODS),
+}
+CALIBRATION = 3  # epochs, so that searches that begin gently are seen at work
 RESULTS = Path(__file__).with_suffix(".json")
 PAGE = Path(__file__).parents[1] / "docs" / "search-quality.md"
 
@@ -44,185 +55,192 @@ class Found:
         method: Key of :data:`METHODS`.
         seed: Seed of the search.
         images: Training images of the weights; the architecture has as many of its own.
+        epochs: Length of the search.
         arch: The cell, as the benchmark writes it.
         table: What the table says of it: ``valid`` and ``test`` with value, rank, best, regret.
+        latency: What the table of latencies says of it, if there is one.
+        correlation: Of the cells' probabilities and test accuracies; None if the alphas rest.
         alpha_steps: Updates of the architecture parameters.
         entropy: Mean entropy of the alphas over that of a uniform choice.
         margins: Lead of the kept candidate's probability on each edge.
         skips: Skip connections in the cell.
         step_seconds: Seconds of one step, the mean over the search.
+        seconds: Seconds of all steps.
         memory_bytes: Peak of the process.
     """
 
     method: str
     seed: int
     images: int
+    epochs: int
     arch: str
     table: dict[str, Any]
+    latency: float | None
+    correlation: float | None
     alpha_steps: int
     entropy: float
     margins: list[float]
     skips: int
     step_seconds: float
+    seconds: float
     memory_bytes: int
 
 
-def run(method: str, seed: int, options: Sequence[str]) -> Found:
+def run(
+    method: str,
+    seed: int,
+    epochs: int,
+    options: Sequence[str],
+    measured: AccuracyTable,
+    latencies: Mapping[str, float] | None = None,
+) -> Found:
     """Search once, in a process of its own.
 
     Args:
         method: Key of :data:`METHODS`.
         seed: Seed of the search.
+        epochs: Its length.
         options: Words of the command line that all methods share.
+        measured: Accuracies of all cells, those that ``options`` names.
+        latencies: Latency of each cell.
 
     Raises:
         subprocess.CalledProcessError: If the search fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
-        words = [*METHODS[method], "--seed", str(seed), "--output", str(output), *options]
         command = [sys.executable, "-m", "pyfast_nas", "search", "--space", "nas-bench-201"]
-        done = subprocess.run(
-            [*command, *words, "--compare", "0", "--json"], stdout=subprocess.PIPE, check=True
-        )
+        command += [*METHODS[method], "--seed", str(seed), "--epochs", str(epochs), *options]
+        command += ["--output", str(output), "--compare", "0", "--json"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         result = json.loads(done.stdout)
         files = RunFolder.read(output)
     ((table, rows),) = [(t, files.probabilities(t)[-1][1]) for t in files.tables]
     leads = [sorted(row, reverse=True) for row in rows]
-    last = result["last_epoch"]
-    steps = last["epoch"] * (files.config["data"]["train"] // files.config["search"]["batch_size"])
+    last, arch = result["last_epoch"], result["table"]["arch"]
+    images = files.config["data"]["train"]
+    seconds = sum(line["seconds"] for line in files.timing)
+    alpha_steps = last.get("alpha_steps", 0)
     return Found(
         method=method,
         seed=seed,
-        images=files.config["data"]["train"],
-        arch=result["table"]["arch"],
+        images=images,
+        epochs=last["epoch"],
+        arch=arch,
         table={split: result["table"][split] for split in ("valid", "test")},
-        alpha_steps=last["alpha_steps"],
+        latency=latencies and latencies[arch],
+        correlation=correlation(rows, _in_order(measured, result["table"]["test"]["column"]))
+        if alpha_steps
+        else None,
+        alpha_steps=alpha_steps,
         entropy=last["entropy"],
         margins=[row[0] - row[1] for row in leads],
         skips=last["skip_count"][table],
-        step_seconds=sum(line["seconds"] for line in files.timing) / steps,
+        step_seconds=seconds / (last["epoch"] * (images // files.config["search"]["batch_size"])),
+        seconds=seconds,
         memory_bytes=result["peak_memory_bytes"],
     )
 
 
-def page(content: dict[str, Any]) -> str:
-    """Return the page of a result file."""
-    sizes, chance = content["sizes"], content["chance"]
-    found = [Found(**row) for row in content["rows"]]
-    lines = [
-        "# What searches find",
-        "",
-        "Made by `python -m benchmarks.search_quality` from a result file. NAS-Bench-201 publishes "
-        "the accuracy of every cell of",
-        "its space, so what a search finds needs no training to be judged. The searches are small: "
-        f"{found[0].images} training images of {content['data']},",
-        f"as many for the architecture as for the weights, {sizes['channels']} channels, "
-        f"{sizes['cells']} cell a stage, batch {sizes['batch_size']}, {sizes['epochs']} epochs, "
-        f"alphas at {_rate(sizes['alpha_lr'])}. "
-        "Few steps move the",
-        "alphas little: entropy 1 is an even choice, and a lead near 0 is a cell that the initial "
-        "values have chosen. Random search",
-        "has no alphas to move.",
-        "",
-        f"`{content['columns']['test']}`: the best cell has {chance['best']:.2f} %, a random one "
-        f"{chance['mean']:.2f} on average (standard deviation {chance['deviation']:.2f}).",
-        "",
-        "| search | test accuracy, % | of each seed | validation | skips | alpha steps | entropy | "
-        "s a step | peak MiB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for method in dict.fromkeys(row.method for row in found):
-        mine = [row for row in found if row.method == method]
-        tests = [row.table["test"]["value"] for row in mine]
-        lines.append(
-            f"| {method} | {_spread(tests)} | {_list(tests, 2)} "
-            f"| {_list((row.table['valid']['value'] for row in mine), 2)} "
-            f"| {', '.join(str(row.skips) for row in mine)} | {mine[0].alpha_steps} "
-            f"| {_list((row.entropy for row in mine), 3)} "
-            f"| {statistics.median(row.step_seconds for row in mine):.3f} "
-            f"| {max(row.memory_bytes for row in mine) / 2**20:.0f} |"
-        )
-    lines += [
-        "",
-        "Every search: its cell, rank among 15,625 and regret by the test column, and the lead of "
-        "the kept candidate on each edge.",
-        "",
-        "| search | seed | cell | rank | regret | leads |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in found:
-        test = row.table["test"]
-        arch = row.arch.replace("|", "\\|")
-        lines.append(
-            f"| {row.method} | {row.seed} | `{arch}` | {test['rank']} | {test['regret']:.2f} "
-            f"| {_list(row.margins, 3)} |"
-        )
-    lines += [
-        "",
-        f"{content['device']}, {content['threads']} threads, torch {content['torch']}, commit "
-        f"{content['commit']}.",
-    ]
-    return "\n".join(lines) + "\n"
+def _in_order(measured: AccuracyTable, column: str) -> np.ndarray:
+    """Return a column in the order in which the space counts its cells."""
+    values = measured.column(column)
+    return values[[measured.architectures[arch] for arch in NASBench201().strings()]]
 
 
-def _rate(rate: float | None) -> str:
-    return "the paper's rate" if rate is None else f"a rate of {rate:g}"
+def correlation(probabilities: Sequence[Sequence[float]], values: np.ndarray) -> float:
+    """Return Spearman's correlation of what alphas and a table say of every cell.
+
+    Args:
+        probabilities: Of the candidates of each edge.
+        values: Of every cell, the last edge's candidates in turn, then those of the one before.
+
+    Example:
+        >>> round(correlation([[0.9, 0.1], [0.6, 0.4]], np.array([4.0, 3.0, 2.0, 1.0])), 6)
+        1.0
+    """
+    total = np.zeros(())
+    for row in probabilities:
+        total = np.add.outer(total, np.log(np.maximum(row, 1e-300)))
+    return float(np.corrcoef(_ranks(total.ravel()), _ranks(values))[0, 1])
 
 
-def _spread(values: Sequence[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.2f} ± {deviation:.2f}"
-
-
-def _list(values: Iterable[float], digits: int) -> str:
-    return ", ".join(f"{value:.{digits}f}" for value in values)
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Return the place of each value from the smallest on; equals share their mean place."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts - 1) / 2)[places]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all searches; write rows and page after each of them."""
-    parser = argparse.ArgumentParser(prog="search_quality", description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="cifar10:FOLDER or cifar100:FOLDER")
-    parser.add_argument("--table", required=True, help="accuracies of all 15,625 cells")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--channels", type=int, default=8)
-    parser.add_argument("--cells", type=int, default=1, help="cells of a stage")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--alpha-lr", type=float, help="by default the paper's")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=PAGE)
-    given = parser.parse_args(arguments)
+    given = _options(arguments)
+    kind = "epochs" if given.minutes is None else "minutes"
     shared = ["--data", given.data, "--table", given.table]
-    for name in ("epochs", "channels", "cells", "batch_size"):
+    for name in ("channels", "cells", "batch_size"):
         shared += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
+    measured, latencies = AccuracyTable.read(given.table), None
+    if given.latency is not None:
+        path, _, column = given.latency.rpartition(":")
+        latencies = AccuracyTable.read(path).known(column)
     rows: list[Found] = []
+    lengths: dict[str, int] = {}
     for seed in range(given.seeds):
-        for method in given.methods:
-            rate = []
+        for method in given.methods or STUDIES[kind]:
+            words = list(shared)
             if given.alpha_lr is not None and method != "random search":
-                rate = ["--alpha-lr", str(given.alpha_lr)]
-            print(f"{method}, seed {seed}", file=sys.stderr, flush=True)
-            rows.append(run(method, seed, [*shared, *rate]))
-            content = _content(given, rows)
+                words += ["--alpha-lr", str(given.alpha_lr)]
+            if method not in lengths:
+                lengths[method] = given.epochs or _length(given.minutes, method, words, measured)
+            print(f"{method}, seed {seed}, {lengths[method]} epochs", file=sys.stderr, flush=True)
+            rows.append(run(method, seed, lengths[method], words, measured, latencies))
+            content = _content(given, kind, rows, measured)
             given.results.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             given.page.write_text(page(content), encoding="utf-8")
     print(page(content))
     return 0
 
 
-def _content(given: argparse.Namespace, rows: Sequence[Found]) -> dict[str, Any]:
+def _length(minutes: float, method: str, options: Sequence[str], measured: AccuracyTable) -> int:
+    """Return the epochs that a search makes in a time; it is measured by a short one."""
+    short = run(method, 0, CALIBRATION, options, measured)
+    return max(1, round(60 * minutes * CALIBRATION / short.seconds))
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="search_quality", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="cifar10:FOLDER or cifar100:FOLDER")
+    parser.add_argument("--table", required=True, help="accuracies of all 15,625 cells")
+    parser.add_argument("--latency", help="latencies of all cells, FILE:COLUMN")
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--epochs", type=int, help="length of every search")
+    length.add_argument("--minutes", type=float, help="time of every search")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--channels", type=int, default=8)
+    parser.add_argument("--cells", type=int, default=1, help="cells of a stage")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--alpha-lr", type=float, help="by default the paper's")
+    parser.add_argument("--methods", nargs="+", choices=METHODS)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    return parser.parse_args(arguments)
+
+
+def _content(
+    given: argparse.Namespace, kind: str, rows: Sequence[Found], measured: AccuracyTable
+) -> dict[str, Any]:
+    """Return what the file holds: this study, and the other one as it is there."""
     columns = {split: rows[0].table[split]["column"] for split in ("valid", "test")}
-    values = AccuracyTable.read(given.table).column(columns["test"])
+    values = measured.column(columns["test"])
     order = {method: place for place, method in enumerate(METHODS)}
-    return {
+    studies = json.loads(given.results.read_text())["studies"] if given.results.exists() else {}
+    studies[kind] = {
         "data": given.data.partition(":")[0],
         "sizes": {
             name: getattr(given, name)
-            for name in ("epochs", "channels", "cells", "batch_size", "alpha_lr")
+            for name in (kind, "channels", "cells", "batch_size", "alpha_lr")
         },
         "columns": columns,
+        "latency": given.latency and given.latency.rpartition(":")[2],
         "chance": {
             "best": float(values.max()),
             "mean": float(values.mean()),
@@ -237,6 +255,7 @@ def _content(given: argparse.Namespace, rows: Sequence[Found]) -> dict[str, Any]
             for row in sorted(rows, key=lambda row: (order[row.method], row.seed))
         ],
     }
+    return {"studies": studies}
 
 
 if __name__ == "__main__":
