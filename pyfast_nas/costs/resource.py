@@ -64,7 +64,7 @@ class ResourceCost:
             for place, edge in enumerate(places):
                 for unit, name in enumerate(_UNITS):
                     costs[unit, place, : len(edge.costs[name])] = edge.costs[name]
-            at = torch.tensor([edge.row for edge in places])
+            at = torch.tensor([edge.row for edge in places], dtype=torch.int64)
             # Which places share a row, and that each has its part of the mean.
             shared = torch.arange(len(rows)).unsqueeze(1) == at
             self._means[table] = (shared / shared.sum(1, keepdim=True)).to(device)

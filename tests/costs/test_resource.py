@@ -107,3 +107,10 @@ def test_gradient_of_the_closed_form_is_the_softmax_jacobian_times_the_costs() -
     (found,) = torch.autograd.grad(cost({"cell": logits.softmax(1)})["cell"].sum(), logits)
     p = logits.detach().softmax(1)
     torch.testing.assert_close(found, p * (each - (p * each).sum(1, keepdim=True)))
+
+
+def test_table_without_a_cell_costs_nothing() -> None:
+    space = spaces.DARTS(channels=4, cells=2, nodes=1)  # both cells reduce
+    found = ResourceCost(space.supernet(), SHAPE)(one_hot(space.candidates, "sep_conv_3x3"))
+    assert found["normal"].tolist() == [0.0, 0.0]
+    assert (found["reduce"] > 0).all()
