@@ -13,6 +13,7 @@ from pyfast_nas.nn.inheritance import inherit
 from pyfast_nas.nn.network import CellNetwork
 from pyfast_nas.nn.primitives import check_operations
 from pyfast_nas.nn.supernet import CellSupernet
+from pyfast_nas.spaces.all_edges import count_full_cells, draw_edges, likeliest_edges
 from pyfast_nas.spaces.base import Genotype, GenotypeEdge, probabilities
 from pyfast_nas.spaces.seeding import seeded
 from pyfast_nas.spaces.sizes import check_auxiliary, check_count, check_image, check_stem
@@ -79,8 +80,12 @@ class DARTS:
     """Candidates of every edge, in index order."""
     track_running_stats: bool = False
     """Keep running statistics in the super-net's batch norms, as the published code does."""
+    edges: str = "two"
+    """Edges of an architecture: "two" of each node, none of them ``none``, or "all", as in SNAS."""
 
     def __post_init__(self) -> None:
+        if self.edges not in ("two", "all"):
+            raise SearchSpaceError(f"DARTS: edges must be 'two' or 'all', got {self.edges!r:.200}")
         for option in ("channels", "cells", "num_classes", "in_channels", "nodes"):
             check_count("DARTS", option, getattr(self, option))
         if self.multiplier is not None:
@@ -202,7 +207,8 @@ class DARTS:
         """Keep the two strongest edges of every node, and on each the strongest operation.
 
         The strength of an edge is its largest softmax weight but that of ``none``; ties go to
-        the lower index; the two edges of a node are listed by decreasing strength.
+        the lower index; the two edges of a node are listed by decreasing strength. With
+        ``edges="all"`` every edge keeps its likeliest operation, be it ``none``.
 
         Args:
             alphas: Logits of the tables ``"normal"`` and ``"reduce"``.
@@ -223,6 +229,10 @@ class DARTS:
             Liu, Simonyan & Yang, ICLR 2019, section 2.4.
         """
         rows = probabilities(alphas, self.candidates)
+        if self.edges == "all":
+            return self._with_edges(
+                {t: likeliest_edges(rows[t], self.nodes, self.operations) for t in TABLES}
+            )
         return self.from_pairs(
             **{table: strongest_pairs(rows[table], self.nodes, self.operations) for table in TABLES}
         )
@@ -244,17 +254,22 @@ class DARTS:
             >>> DARTS(nodes=1).from_pairs(normal=pairs, reduce=pairs).outputs["normal"]
             (2,)
         """
-        cells = {"normal": edges_of_pairs(normal), "reduce": edges_of_pairs(reduce)}
-        genotype = Genotype(self.name, cells, dict.fromkeys(TABLES, self._outputs))
-        self.check(genotype)
-        return genotype
+        return self._with_edges(
+            {"normal": edges_of_pairs(normal), "reduce": edges_of_pairs(reduce)}
+        )
 
     def random_genotype(self, generator: torch.Generator | None = None) -> Genotype:
         """Draw uniformly: two different sources per node, any operation but ``none`` on each.
 
+        With ``edges="all"`` any operation on every edge.
+
         Args:
             generator: Source of randomness; None takes torch's global one.
         """
+        if self.edges == "all":
+            return self._with_edges(
+                {t: draw_edges(self.nodes, self.operations, generator) for t in TABLES}
+            )
         return self.from_pairs(
             **{table: draw_pairs(self.nodes, self.operations, generator) for table in TABLES}
         )
@@ -267,7 +282,8 @@ class DARTS:
                 f"the genotype is of another space"
             )
         names = dict.fromkeys(TABLES, self.operations)
-        check_tables(genotype, "DARTS", names, self.nodes, self._outputs)
+        all_edges = self.edges == "all"
+        check_tables(genotype, "DARTS", names, self.nodes, self._outputs, all_edges=all_edges)
 
     def size(self) -> int:
         """Return the number of discrete architectures: all pairs of a normal and a reduction cell.
@@ -276,7 +292,8 @@ class DARTS:
             >>> DARTS().size() == 1_037_664_180**2
             True
         """
-        return count_cells(self.nodes, self.operations) ** len(TABLES)
+        count = count_full_cells if self.edges == "all" else count_cells
+        return count(self.nodes, self.operations) ** len(TABLES)
 
     def with_data(
         self, in_channels: int, num_classes: int, image_size: int | tuple[int, int]
@@ -302,6 +319,11 @@ class DARTS:
             for key, value in dataclasses.asdict(self).items()
         }
         return {"name": self.name, **fields}
+
+    def _with_edges(self, cells: Mapping[str, Sequence[GenotypeEdge]]) -> Genotype:
+        genotype = Genotype(self.name, cells, dict.fromkeys(TABLES, self._outputs))
+        self.check(genotype)
+        return genotype
 
     @property
     def _outputs(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Genotypes of cells whose nodes keep two inputs each: derive, draw, count and check them.
+"""Genotypes of cells whose nodes keep two edges each: derive, draw, count and check them.
 
 A table is one kind of cell; pairs are (operation, source), two per node, as the papers print them.
 """
@@ -99,6 +99,8 @@ def check_tables(
     names: Mapping[str, Sequence[str]],
     nodes: int,
     outputs: tuple[int, ...],
+    *,
+    all_edges: bool = False,
 ) -> None:
     """Raise at the first place where the genotype is not one of a space.
 
@@ -108,6 +110,7 @@ def check_tables(
         names: Table name -> operations.
         nodes: Intermediate nodes of a cell.
         outputs: States that leave a cell.
+        all_edges: Whether every edge has to be there, be it as ``none``, rather than two a node.
 
     Raises:
         GenotypeError: Naming the place, what it holds and what it may hold.
@@ -122,7 +125,7 @@ def check_tables(
             f"{where}: cells must be {sorted(names)}, got {sorted(genotype.cells)!r:.200}"
         )
     for table, edges in genotype.cells.items():
-        known = [name for name in names[table] if name != "none"]
+        known = [name for name in names[table] if all_edges or name != "none"]
         for index, edge in enumerate(edges):
             path = f"cells.{table}[{index}]"
             if edge.op not in known:
@@ -136,9 +139,10 @@ def check_tables(
                 )
         for node in range(2, nodes + 2):
             count = sum(edge.target == node for edge in edges)
-            if count != 2:
+            wanted = node if all_edges else 2
+            if count != wanted:
                 raise GenotypeError(
-                    f"{where}: cells.{table} must have 2 edges into node {node}, got {count}"
+                    f"{where}: cells.{table} must have {wanted} edges into node {node}, got {count}"
                 )
         if genotype.outputs[table] != outputs:
             raise GenotypeError(
