@@ -178,8 +178,10 @@ class SNAS(GradientSearch):
 
     def _draw(self, logits: Alphas) -> dict[str, Tensor]:
         """Logarithms of one sample (1) of every row."""
-        noise = ops.gumbel_noise(self.seed, *stack_tables(logits).shape)
-        rows = noise.split([len(table) for table in logits.values()])
+        stacked = stack_tables(logits)
+        # In the dtype of the logits: in double precision all kernels give the same noise.
+        uniform = ops.philox_uniform(self.seed, *stacked.shape).to(stacked.dtype)
+        rows = (-(-uniform.log()).log()).split([len(table) for table in logits.values()])
         return {
             table: concrete_log_sample(
                 row_logits, noise_of_table[:, : row_logits.shape[1]], self.tau
@@ -234,7 +236,7 @@ def concrete_log_sample(logits: Tensor, noise: Tensor, tau: float) -> Tensor:
     References:
         Maddison, Mnih & Teh, "The Concrete Distribution", ICLR 2017, eq. 10.
     """
-    return torch.log_softmax((logits + noise.to(logits.dtype)) / tau, dim=-1)
+    return torch.log_softmax((logits + noise) / tau, dim=-1)
 
 
 def concrete_log_density(log_sample: Tensor, logits: Tensor, tau: float) -> Tensor:
