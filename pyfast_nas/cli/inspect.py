@@ -1,11 +1,16 @@
-"""``pyfast-nas inspect``: a genotype or a run in readable form; runs nothing, touches no GPU."""
+"""``pyfast-nas inspect``: a genotype or a run in readable form; runs nothing, touches no GPU.
+
+With ``--cost`` it shows what the candidates of a space cost instead; see `cli.costs`.
+"""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from pyfast_nas.cli import costs, parsing
 from pyfast_nas.cli.inputs import quoted_path, read_genotype, read_run
 from pyfast_nas.engine.run_files import to_json
 from pyfast_nas.spaces.base import Genotype
@@ -16,12 +21,15 @@ from pyfast_nas.viz.tables import standing
 from pyfast_nas.viz.units import duration, memory, percent, share_of_one
 from pyfast_nas.viz.words import describe
 
-__all__ = ["Inspect", "run"]
+__all__ = ["Inspect", "parse", "run"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """Show a genotype or a run in readable form."""
+    """Show a genotype or a run in readable form; with --cost, what candidates of a space cost.
+
+    ``pyfast-nas inspect --cost latency --help`` lists the options of that.
+    """
 
     path: tyro.conf.Positional[Path]
     """Genotype file, or the folder of a run."""
@@ -29,8 +37,28 @@ class Inspect:
     """Show it as JSON."""
 
 
-def run(options: Inspect) -> int:
+def parse(arguments: Sequence[str]) -> Inspect | costs.Request:
+    """Parse the words after ``inspect``.
+
+    Raises:
+        ConfigError: If they cannot be understood.
+
+    Example:
+        >>> parse(["runs/a"]).json, type(parse(["--cost", "parameters"])).__name__
+        (False, 'Request')
+    """
+    if costs.is_asked_for(arguments):
+        return costs.parse(arguments)
+    parsed = parsing.parse(
+        {"options": Inspect}, arguments, command="inspect", description=Inspect.__doc__
+    )
+    return parsed["options"]
+
+
+def run(options: Inspect | costs.Request) -> int:
     """Show the content; return the exit code."""
+    if isinstance(options, costs.Request):
+        return costs.run(options)
     if options.path.is_dir():
         folder = read_run(options.path)
         print(to_json(_record(folder)) if options.json else _describe_run(folder))

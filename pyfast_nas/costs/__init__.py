@@ -1,6 +1,7 @@
 """What a network costs to run: tables by candidate, where they come from, and penalties."""
 
 from pyfast_nas.costs.counting import count, count_network
+from pyfast_nas.costs.extremes import extremes
 from pyfast_nas.costs.latency import measure_latency, measure_network
 from pyfast_nas.costs.pareto import pareto_front
 from pyfast_nas.costs.penalties import add_linear, hinge, mul_log
@@ -15,6 +16,7 @@ __all__ = [
     "add_linear",
     "count",
     "count_network",
+    "extremes",
     "fit_column",
     "hinge",
     "measure_latency",

@@ -73,6 +73,8 @@ def measure_latency(
         Cai, Zhu & Han, "ProxylessNAS", ICLR 2019, section 3.3.1 (the table); Vahdat et al., "UNAS",
         CVPR 2020, section 3.2 (the median of ten synchronised calls).
     """
+    x = _batch(supernet, input_shape, "measure_latency")
+    timer = _Timer(x.device, warmup, repeats, clock)
     plain = deployed(supernet)
     edges = list(plain.placed_edges())
     if not edges:
@@ -80,8 +82,6 @@ def measure_latency(
             f"measure_latency: {type(supernet).__name__}.placed_edges must name every mixed "
             f"operation, got none"
         )
-    x = _batch(plain, input_shape, "measure_latency")
-    timer = _Timer(x.device, warmup, repeats, clock)
     candidates = [[edge.candidate(k) for k in range(edge.num_ops)] for _, _, edge in edges]
     with _alone(x.device), _ext.use("reference"):
         outcomes: dict[torch.Size, Tensor] = {}
