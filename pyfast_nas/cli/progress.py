@@ -136,6 +136,8 @@ def _line(event: Mapping[str, Any]) -> str:
         return _announcement(event)
     if kind == "start" and phase == "evaluation":
         return f"comparing: {event['networks']} networks, {event['epochs']} epochs each"
+    if kind == "start" and phase == "pareto":
+        return f"scoring architectures against their cost ({printable(event['unit'], 40)})"
     if kind == "epoch":
         return f"epoch {event['epoch']}/{event['epochs']}  {_numbers(event)}"
     if kind == "network":

@@ -223,6 +223,7 @@ def search(
         pareto, evaluation = None, None
         if costs is not None:
             started = time.perf_counter()
+            progress.update({"phase": "pareto", "kind": "start", "unit": costs.unit})
             pareto = pareto_record(
                 course,
                 space=space,

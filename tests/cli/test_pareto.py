@@ -27,6 +27,7 @@ def test_search_ends_in_the_front(tmp_path, capsys):
     out = capsys.readouterr().out
     record = json.loads((folder / "pareto.json").read_text())
     front = [row for row in record["architectures"] if row["on_front"]]
+    assert "scoring architectures against their cost (parameters)" in out
     assert f"pareto        {len(front)} of 7 architectures on the front; " in out
     lines = re.findall(r"^ {14} *([\d.]+) % +([\d,]+) parameters  (\w{16})  (.+)$", out, re.M)
     shown = [(name, float(a), c) for a, c, name, told in lines if "not on the front" not in told]

@@ -77,6 +77,8 @@ def test_it_is_the_same_again_and_changes_nothing_of_the_search(finished):
     alone = run()
     assert alone.pareto is None and alone.genotype == result.genotype
     assert alone.history == result.history
+    measured = run(pareto_cost="latency", pareto_samples=0)
+    assert measured.history == result.history and measured.pareto["unit"] == "ms"
     phases = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
     assert [row["phase"] for row in phases if row["kind"] == "total"] == ["search", "pareto"]
 
