@@ -159,8 +159,9 @@ class TestScores:
             SPACE,
             dataclasses.replace(SPACE, track_running_stats=True),
             spaces.DARTS(channels=2, cells=2, nodes=2, image_size=8),
+            spaces.DARTS(channels=2, cells=2, nodes=2, image_size=8, edges="all"),
         ],
-        ids=["nas-bench-201", "running statistics", "darts"],
+        ids=["nas-bench-201", "running statistics", "darts", "all edges"],
     )
     def test_they_are_those_of_the_super_net_with_every_other_weight_zero(self, space):
         supernet = space.supernet(torch.Generator().manual_seed(1))
