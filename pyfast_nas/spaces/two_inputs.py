@@ -1,20 +1,23 @@
 """Genotypes of cells whose nodes keep two edges each: derive, draw, count and check them.
 
 A table is one kind of cell; pairs are (operation, source), two per node, as the papers print them.
+Edges may have different candidates: a row of names belongs to the edge of its own index.
 """
 
+import bisect
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
 from pyfast_nas.errors import GenotypeError
-from pyfast_nas.nn.cell import edge_list
 from pyfast_nas.spaces.genotype import Genotype, GenotypeEdge
 
 __all__ = ["check_tables", "count_cells", "draw_pairs", "edges_of_pairs", "strongest_pairs"]
 
 Pairs = list[tuple[str, int]]
+Candidates = Sequence[Sequence[str]]
 
 
 def edges_of_pairs(pairs: Sequence[tuple[str, int]]) -> tuple[GenotypeEdge, ...]:
@@ -35,69 +38,100 @@ def edges_of_pairs(pairs: Sequence[tuple[str, int]]) -> tuple[GenotypeEdge, ...]
     )
 
 
-def strongest_pairs(rows: Sequence[Sequence[float]], nodes: int, names: Sequence[str]) -> Pairs:
+def strongest_pairs(rows: Sequence[Sequence[float]], names: Candidates) -> Pairs:
     """Keep the two strongest edges of every node, and on each the likeliest operation.
 
-    The strength of an edge is the largest probability among its operations but ``none``. Ties go
-    to the lower index; the two edges of a node are listed by falling strength.
+    The strength of an edge is the largest probability among its own operations but ``none``. Ties
+    go to the lower index; the two edges of a node are listed by falling strength.
 
     Args:
         rows: Probabilities of every edge, in the order of `edge_list`.
-        nodes: Intermediate nodes of the cell.
-        names: Operations, in column order.
-
-    Shape:
-        rows ``[nodes * (nodes + 3) / 2, len(names)]``.
+        names: Operations of every edge, in column order.
 
     Example:
-        >>> strongest_pairs([[0.8, 0.2], [0.1, 0.9]], 1, ["none", "skip_connect"])
+        >>> strongest_pairs([[0.8, 0.2], [0.1, 0.9]], [["none", "skip_connect"]] * 2)
         [('skip_connect', 1), ('skip_connect', 0)]
 
     References:
         Liu, Simonyan & Yang, "DARTS: Differentiable Architecture Search", ICLR 2019, section 2.4.
     """
-    choices = [k for k, name in enumerate(names) if name != "none"]
     pairs: Pairs = []
-    for node in range(2, nodes + 2):
-        incoming = rows[len(edge_list(node - 2)) :][:node]
+    for edges in _rows_of_nodes(len(names)):
         # max and sorted keep the first of equals.
-        best = [max(choices, key=row.__getitem__) for row in incoming]
-        kept = sorted(range(node), key=lambda j: -incoming[j][best[j]])[:2]
-        pairs += [(names[best[j]], j) for j in kept]
+        best = {
+            row: max(
+                (k for k, name in enumerate(names[row]) if name != "none"),
+                key=rows[row].__getitem__,
+            )
+            for row in edges
+        }
+        kept = sorted(edges, key=lambda row, best=best: -rows[row][best[row]])[:2]
+        pairs += [(names[row][best[row]], row - edges.start) for row in kept]
     return pairs
 
 
-def draw_pairs(nodes: int, names: Sequence[str], generator: torch.Generator | None) -> Pairs:
+def draw_pairs(names: Candidates, generator: torch.Generator | None) -> Pairs:
     """Draw a cell uniformly: two different sources per node, any operation but ``none``.
 
+    Args:
+        names: Operations of every edge, in the order of `edge_list`.
+        generator: Source of randomness; None takes torch's global one.
+
     Example:
-        >>> draw_pairs(1, ["none", "skip_connect"], None)
+        >>> draw_pairs([["none", "skip_connect"]] * 2, None)
         [('skip_connect', 0), ('skip_connect', 1)]
     """
-    names = [name for name in names if name != "none"]
     pairs: Pairs = []
-    for node in range(2, nodes + 2):
-        for source in sorted(torch.randperm(node, generator=generator)[:2].tolist()):
-            pairs.append((names[int(torch.randint(len(names), (), generator=generator))], source))
+    for edges in _rows_of_nodes(len(names)):
+        kept = list(itertools.combinations(edges, 2))
+        # An edge with more operations is part of more cells.
+        weights = [math.prod(_choices(names[row]) for row in rows) for rows in kept]
+        place = int(torch.randint(sum(weights), (), generator=generator))
+        rows = kept[bisect.bisect(list(itertools.accumulate(weights)), place)]
+        for row in rows:
+            known = [name for name in names[row] if name != "none"]
+            drawn = int(torch.randint(len(known), (), generator=generator))
+            pairs.append((known[drawn], row - edges.start))
     return pairs
 
 
-def count_cells(nodes: int, names: Sequence[str]) -> int:
-    """Return how many cells there are: over the nodes, pairs of sources times operations squared.
+def count_cells(names: Candidates) -> int:
+    """Return how many cells there are: of every node the pairs of edges, with their operations.
+
+    Args:
+        names: Operations of every edge, in the order of `edge_list`.
 
     Example:
-        >>> count_cells(1, ["none", "skip_connect", "sep_conv_3x3"])
+        >>> count_cells([["none", "skip_connect", "sep_conv_3x3"]] * 2)
         4
     """
-    choices = sum(name != "none" for name in names)
-    return math.prod(math.comb(node, 2) * choices**2 for node in range(2, nodes + 2))
+    return math.prod(
+        sum(
+            _choices(names[first]) * _choices(names[second])
+            for first, second in itertools.combinations(edges, 2)
+        )
+        for edges in _rows_of_nodes(len(names))
+    )
+
+
+def _rows_of_nodes(rows: int) -> Iterator[range]:
+    """Yield for each node the rows of the edges into it; their sources are 0, 1, ..."""
+    start = 0
+    for node in itertools.count(2):
+        if start >= rows:
+            return
+        yield range(start, start + node)
+        start += node
+
+
+def _choices(names: Sequence[str]) -> int:
+    return sum(name != "none" for name in names)
 
 
 def check_tables(
     genotype: Genotype,
     where: str,
-    names: Mapping[str, Sequence[str]],
-    nodes: int,
+    names: Mapping[str, Candidates],
     outputs: tuple[int, ...],
     *,
     all_edges: bool = False,
@@ -107,8 +141,7 @@ def check_tables(
     Args:
         genotype: Any genotype.
         where: Start of the message: the name of the space's class.
-        names: Table name -> operations.
-        nodes: Intermediate nodes of a cell.
+        names: Table name -> operations of every edge, in the order of `edge_list`.
         outputs: States that leave a cell.
         all_edges: Whether every edge has to be there, be it as ``none``, rather than two a node.
 
@@ -118,26 +151,28 @@ def check_tables(
     Example:
         >>> edges = edges_of_pairs([("skip_connect", 0), ("skip_connect", 1)])
         >>> genotype = Genotype("darts", {"normal": edges}, {"normal": (2,)})
-        >>> check_tables(genotype, "DARTS", {"normal": ["none", "skip_connect"]}, 1, (2,))
+        >>> check_tables(genotype, "DARTS", {"normal": [["none", "skip_connect"]] * 2}, (2,))
     """
     if set(genotype.cells) != set(names):
         raise GenotypeError(
             f"{where}: cells must be {sorted(names)}, got {sorted(genotype.cells)!r:.200}"
         )
     for table, edges in genotype.cells.items():
-        known = [name for name in names[table] if all_edges or name != "none"]
+        nodes = dict(enumerate(_rows_of_nodes(len(names[table])), start=2))
         for index, edge in enumerate(edges):
             path = f"cells.{table}[{index}]"
+            if edge.target not in nodes:
+                raise GenotypeError(
+                    f"{where}: {path}.target must be a node from 2 to {max(nodes)}, "
+                    f"got {edge.target}"
+                )
+            row = names[table][nodes[edge.target][edge.source]]
+            known = [name for name in row if all_edges or name != "none"]
             if edge.op not in known:
                 raise GenotypeError(
                     f"{where}: {path}.op must be one of {', '.join(known)}, got {edge.op!r}"
                 )
-            if not 2 <= edge.target < nodes + 2:
-                raise GenotypeError(
-                    f"{where}: {path}.target must be a node from 2 to {nodes + 1}, "
-                    f"got {edge.target}"
-                )
-        for node in range(2, nodes + 2):
+        for node in nodes:
             count = sum(edge.target == node for edge in edges)
             wanted = node if all_edges else 2
             if count != wanted:
