@@ -148,12 +148,20 @@ def _known(arguments: Sequence[str], option: str, names: dict[str, Any]) -> str:
 
 def _foreign(algorithm: str, space: str) -> dict[str, str]:
     """Options of the algorithms and spaces that were not chosen, and whose they are."""
-    found: dict[str, list[str]] = {}
-    for kinds, mine, what in ((ALGORITHMS, algorithm, "algorithm"), (SPACES, space, "space")):
+    found: dict[str, dict[str, list[str]]] = {}
+    chosen = {"algorithm": (ALGORITHMS, algorithm), "space": (SPACES, space)}
+    for what, (kinds, mine) in chosen.items():
         for name, kind in kinds.items():
             for option in parsing.option_names(kind, hidden=FROM_DATA) if name != mine else ():
-                found.setdefault(option, []).append(f"{what} {name!r}, not to {mine!r}")
-    return {option: f"belongs to the {' and the '.join(whose)}" for option, whose in found.items()}
+                found.setdefault(option, {}).setdefault(what, []).append(repr(name))
+    return {
+        option: "belongs to "
+        + " and ".join(
+            f"the {what} {', '.join(names)}, not to {chosen[what][1]!r}"
+            for what, names in whose.items()
+        )
+        for option, whose in found.items()
+    }
 
 
 def _plain(kind: type, parsed: Any, **changes: Any) -> Any:

@@ -1,6 +1,7 @@
 """Settings that suit a data set, for every option that the caller leaves open."""
 
 import dataclasses
+from typing import Any
 
 __all__ = ["PRESETS", "Preset", "preset"]
 
@@ -61,8 +62,10 @@ PRESETS = {
 
 
 # What is other in the networks of a space than in those of DARTS: for the data sets of `PRESETS`,
-# and for all others. Those of NAS-Bench-201 are as large as there, and have none of the rest.
-_OF_SPACES = {
+# and for all others. Those of NAS-Bench-201 are as large as there, and have none of the rest; those
+# of S1 to S4 are by default as large as the super-net, as in the code of RobustDARTS.
+_OF_SPACES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    **dict.fromkeys(("s1", "s2", "s3", "s4"), ({}, {"train_channels": 16, "train_cells": 8})),
     "nas-bench-201": (
         {"cells": 1, "train_cells": 1},
         {
@@ -86,7 +89,8 @@ def preset(
 
     Others than those in :data:`PRESETS` have the settings of the DARTS paper, but images smaller
     than 32 pixels have no auxiliary classifier, which needs as many, and smaller holes. The cells
-    of NAS-Bench-201 are those of a stage, and its networks as large as in the benchmark.
+    of NAS-Bench-201 are those of a stage, and its networks as large as in the benchmark; those of
+    S1 to S4 are as large as in the code of RobustDARTS.
 
     Args:
         data_name: Name of the data set.

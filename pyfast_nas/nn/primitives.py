@@ -15,6 +15,7 @@ __all__ = [
     "PRIMITIVES",
     "DilConv",
     "FactorizedReduce",
+    "Noise",
     "PoolBN",
     "ReLUConvBN",
     "SepConv",
@@ -44,6 +45,41 @@ class Zero(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return zeros."""
         return torch.zeros_like(x if self.stride == 1 else x[:, :, :: self.stride, :: self.stride])
+
+    def extra_repr(self) -> str:
+        """Show the stride."""
+        return f"stride={self.stride}"
+
+
+class Noise(nn.Module):
+    """Standard normal noise of the strided shape, fresh in every call; nothing of the input counts.
+
+    It is drawn as dropout draws, from torch's generator of the input's device: what gives that
+    back, as a step of the architecture does, gives these draws back too. Values do not depend on
+    the memory layout of the input. Evaluation draws as training does.
+
+    Shape:
+        ``[N, C, H, W]`` -> ``[N, C, ceil(H / stride), ceil(W / stride)]``; with stride 1 any shape.
+
+    Example:
+        >>> x = torch.full((1, 2, 5, 4), float("nan"), requires_grad=True)
+        >>> y = Noise(stride=2)(x)
+        >>> y.shape, bool(y.isfinite().all()), y.requires_grad
+        (torch.Size([1, 2, 3, 2]), True, False)
+
+    References:
+        Zela et al., "Understanding and Robustifying Differentiable Architecture Search", ICLR 2020,
+        section 3 (space S4).
+    """
+
+    def __init__(self, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return noise."""
+        like = x if self.stride == 1 else x[:, :, :: self.stride, :: self.stride]
+        return torch.randn(like.shape, dtype=x.dtype, device=x.device)
 
     def extra_repr(self) -> str:
         """Show the stride."""
@@ -262,6 +298,7 @@ def _skip(channels: int, stride: int, affine: bool, track: bool) -> nn.Module:
 # Name -> factory(channels, stride, affine, track_running_stats), as the super-net uses them.
 PRIMITIVES: dict[str, Callable[[int, int, bool, bool], nn.Module]] = {
     "none": lambda c, s, affine, track: Zero(s),
+    "noise": lambda c, s, affine, track: Noise(s),
     "max_pool_3x3": lambda c, s, affine, track: PoolBN("max", c, s, track),
     "avg_pool_3x3": lambda c, s, affine, track: PoolBN("avg", c, s, track),
     "skip_connect": _skip,

@@ -1,8 +1,10 @@
 """What can be searched: spaces by name, and the genotypes they speak in."""
 
 from pyfast_nas.spaces.base import Genotype, GenotypeEdge, SearchSpace
+from pyfast_nas.spaces.cell_space import CellSpace
 from pyfast_nas.spaces.darts import DARTS, DARTS_V1, DARTS_V2
 from pyfast_nas.spaces.nas_bench_201 import NASBench201
+from pyfast_nas.spaces.robust_darts import S1, S2, S3, S4
 from pyfast_nas.spaces.tables import AccuracyTable
 from pyfast_nas.spaces.toy import Toy
 
@@ -10,6 +12,10 @@ __all__ = [
     "DARTS",
     "DARTS_V1",
     "DARTS_V2",
+    "S1",
+    "S2",
+    "S3",
+    "S4",
     "SPACES",
     "AccuracyTable",
     "Genotype",
@@ -19,6 +25,6 @@ __all__ = [
     "Toy",
 ]
 
-SPACES: dict[str, type[DARTS] | type[NASBench201] | type[Toy]] = {
-    space.name: space for space in (DARTS, NASBench201, Toy)
+SPACES: dict[str, type[CellSpace] | type[NASBench201] | type[Toy]] = {
+    space.name: space for space in (DARTS, NASBench201, S1, S2, S3, S4, Toy)
 }

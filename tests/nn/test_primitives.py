@@ -56,6 +56,7 @@ def test_parameter_counts(stride, affine):
     c, norm = CHANNELS, 2 * CHANNELS if affine else 0
     want = {
         "none": 0,
+        "noise": 0,
         "max_pool_3x3": 0,
         "avg_pool_3x3": 0,
         "skip_connect": 0 if stride == 1 else c * c + norm,

@@ -283,4 +283,5 @@ def test_operations_are_matched_by_name():
 
 
 def test_spaces_by_name():
-    assert {"darts": DARTS, "nas-bench-201": NASBench201, "toy": Toy} == SPACES
+    assert {name: space.name for name, space in SPACES.items()} == {name: name for name in SPACES}
+    assert {"darts": DARTS, "nas-bench-201": NASBench201, "toy": Toy}.items() <= SPACES.items()
