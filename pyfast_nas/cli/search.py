@@ -81,7 +81,7 @@ def parse(arguments: Sequence[str]) -> Search:
         key: getattr(sizes, key)
         for key in ("channels", "cells")
         if key in fields and getattr(sizes, key) is not None
-    }
+    } | dict(sizes.space_options)
     groups: dict[str, Any] = {
         "main": parsing.group(
             Choice(),

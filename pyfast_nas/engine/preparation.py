@@ -20,7 +20,7 @@ __all__ = ["data_record", "fitted_space", "package_record", "preset_algorithm"]
 
 
 def fitted_space(
-    function: str, space: SearchSpace | str, data: ImageData, **sizes: int | None
+    function: str, space: SearchSpace | str, data: ImageData, **sizes: Any
 ) -> SearchSpace:
     """Return a space fitted to a data set; a name makes one of the given sizes.
 

@@ -1,6 +1,7 @@
 """Settings that suit a data set, for every option that the caller leaves open."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 __all__ = ["PRESETS", "Preset", "preset"]
@@ -15,6 +16,7 @@ class Preset:
 
     channels: int | None = 16
     cells: int | None = 8
+    space_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     epochs: int = 50
     batch_size: int = 64
     compare: int = 0
@@ -61,10 +63,18 @@ PRESETS = {
 }
 
 
+# A chain has the widths of its stages, in the search and after it.
+_CHAIN = dict.fromkeys(("channels", "cells", "train_channels", "train_cells"))
+
 # What is other in the networks of a space than in those of DARTS: for the data sets of `PRESETS`,
 # and for all others. Those of NAS-Bench-201 are as large as there, and have none of the rest; those
 # of S1 to S4 are by default as large as the super-net, as in the code of RobustDARTS.
 _OF_SPACES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "proxylessnas": (
+        # Eleven blocks of a quarter of the width, for two processor cores and a few minutes.
+        _CHAIN | {"space_options": {"width_factor": 0.25, "blocks": (2, 2, 2, 2, 2, 1)}},
+        _CHAIN | {"auxiliary": 0.0, "drop_path": 0.0},
+    ),
     **dict.fromkeys(("s1", "s2", "s3", "s4"), ({}, {"train_channels": 16, "train_cells": 8})),
     "nas-bench-201": (
         {"cells": 1, "train_cells": 1},
@@ -90,7 +100,8 @@ def preset(
     Others than those in :data:`PRESETS` have the settings of the DARTS paper, but images smaller
     than 32 pixels have no auxiliary classifier, which needs as many, and smaller holes. The cells
     of NAS-Bench-201 are those of a stage, and its networks as large as in the benchmark; those of
-    S1 to S4 are as large as in the code of RobustDARTS.
+    S1 to S4 are as large as in the code of RobustDARTS. A chain of ProxylessNAS has the sizes of
+    the paper, and smaller ones for the digits.
 
     Args:
         data_name: Name of the data set.

@@ -141,7 +141,8 @@ def search(
     name = space if isinstance(space, str) else getattr(space, "name", "")
     config = config.resolved(data.name, data.image_size, name)
     sizes = preset(data.name, space_name=name)
-    space = fitted_space("search", space, data, channels=sizes.channels, cells=sizes.cells)
+    of_name = {"channels": sizes.channels, "cells": sizes.cells, **sizes.space_options}
+    space = fitted_space("search", space, data, **of_name)
     if isinstance(algorithm, str):
         algorithm = preset_algorithm(algorithm, data.name)
     if not isinstance(algorithm, SearchAlgorithm):

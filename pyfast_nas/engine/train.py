@@ -20,6 +20,7 @@ from pyfast_nas.engine.config import TrainConfig, run_device
 from pyfast_nas.engine.export import write_network
 from pyfast_nas.engine.metrics import Means, MetricBuffer
 from pyfast_nas.engine.preparation import data_record, fitted_space, package_record
+from pyfast_nas.engine.presets import preset
 from pyfast_nas.engine.progress import Progress, Silent
 from pyfast_nas.engine.randomness import seeded
 from pyfast_nas.engine.rates import timing_since
@@ -93,7 +94,8 @@ def train(
         genotype = Genotype.load(genotype)
     data = load_data(data)
     config = config.resolved(data.name, data.image_size, genotype.space)
-    space = fitted_space("train", genotype.space if space is None else space, data)
+    of_name = preset(data.name, space_name=genotype.space).space_options
+    space = fitted_space("train", genotype.space if space is None else space, data, **of_name)
     space.check(genotype)
     sizes = _sizes(space, config)
     device = run_device(config.device)

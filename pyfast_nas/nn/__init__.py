@@ -1,6 +1,8 @@
 """Building blocks: candidate operations, gates, MixedOp, cells, super-nets, derived networks."""
 
 from pyfast_nas.nn.cell import Cell
+from pyfast_nas.nn.chain import ChainSizes, ChainSupernet, MBConv
+from pyfast_nas.nn.chain_network import ChainNetwork
 from pyfast_nas.nn.gates import (
     Gate,
     GateOutput,
@@ -22,10 +24,14 @@ __all__ = [
     "Cell",
     "CellNetwork",
     "CellSupernet",
+    "ChainNetwork",
+    "ChainSizes",
+    "ChainSupernet",
     "Gate",
     "GateOutput",
     "GumbelSoftmax",
     "GumbelTopK",
+    "MBConv",
     "MixedOp",
     "Softmax",
     "StageCell",

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 
 from pyfast_nas.nn.cell import DenseCell, edge_list
+from pyfast_nas.nn.chain import MixedBlock
+from pyfast_nas.nn.mixed_op import MixedOp
 from pyfast_nas.nn.supernet import Supernet
 
 __all__ = ["inherit"]
@@ -13,7 +15,7 @@ def inherit(network: nn.Module, supernet: Supernet) -> None:
     """Copy the weights of a super-net into a derived network of its sizes.
 
     Both have children of the same names; what a cell of the network keeps stands in its ``edges``
-    and ``ops``.
+    and ``ops``, what a block of a chain keeps in its ``name`` and ``op``.
 
     Args:
         network: A network whose layers are those of the search.
@@ -41,6 +43,8 @@ def _copy(target: nn.Module, source: nn.Module) -> None:
     for name, child in target.named_children():
         if isinstance(source, DenseCell) and name == "ops":
             _copy_operations(target, source)
+        elif isinstance(source, MixedBlock):
+            child.load_state_dict(_candidate(source.edge, target.name).state_dict())
         elif isinstance(child, nn.ModuleList):
             for part, other in zip(child, getattr(source, name), strict=True):
                 _copy(part, other)
@@ -51,5 +55,8 @@ def _copy(target: nn.Module, source: nn.Module) -> None:
 def _copy_operations(target: nn.Module, cell: DenseCell) -> None:
     rows = {edge: row for row, edge in enumerate(edge_list(cell.nodes, cell.inputs))}
     for op, (source, node, name) in zip(target.ops, target.edges, strict=True):
-        mixed = cell.edges[rows[source, node]]
-        op.load_state_dict(mixed.candidate(mixed.names.index(name)).state_dict())
+        op.load_state_dict(_candidate(cell.edges[rows[source, node]], name).state_dict())
+
+
+def _candidate(mixed: MixedOp, name: str) -> nn.Module:
+    return mixed.candidate(mixed.names.index(name))

@@ -4,7 +4,7 @@ All ReLUs are out of place: an edge's input is shared by all its candidates.
 """
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -310,15 +310,19 @@ PRIMITIVES: dict[str, Callable[[int, int, bool, bool], nn.Module]] = {
 }
 
 
-def check_operations(where: str, names: Iterable[str]) -> tuple[str, ...]:
+def check_operations(
+    where: str, names: Iterable[str], known: Collection[str] = (), nothing: str = "none"
+) -> tuple[str, ...]:
     """Return the names of one edge's candidates, or say what is wrong with them.
 
     Args:
         where: Start of the message, such as ``"DARTS: operations"``.
-        names: Names of `PRIMITIVES`.
+        names: Names of `PRIMITIVES`, or of others.
+        known: These others.
+        nothing: Which of them is no operation.
 
     Raises:
-        SearchSpaceError: If a name is unknown or doubled, or nothing but ``none`` is left.
+        SearchSpaceError: If a name is unknown or doubled, or nothing but ``nothing`` is left.
 
     Example:
         >>> check_operations("DARTS: operations", ["none", "skip_connect"])
@@ -326,10 +330,10 @@ def check_operations(where: str, names: Iterable[str]) -> tuple[str, ...]:
     """
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise SearchSpaceError(f"{where} must be a sequence of names, got {names!r:.200}")
-    names = tuple(names)
+    names, known = tuple(names), known or PRIMITIVES
     for name in names:
-        if not isinstance(name, str) or name not in PRIMITIVES:
-            near = difflib.get_close_matches(str(name), PRIMITIVES, n=3, cutoff=0.0)
+        if not isinstance(name, str) or name not in known:
+            near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.0)
             raise SearchSpaceError(
                 f"{where} must be known operations, got {name!r:.200}; nearest: {', '.join(near)}"
             )
@@ -337,6 +341,6 @@ def check_operations(where: str, names: Iterable[str]) -> tuple[str, ...]:
             raise SearchSpaceError(f"{where} must differ from each other, got {name!r} twice")
     if not names:
         raise SearchSpaceError(f"{where} must not be empty, got {names!r}")
-    if set(names) == {"none"}:
-        raise SearchSpaceError(f"{where} must hold more than 'none', got only 'none'")
+    if set(names) == {nothing}:
+        raise SearchSpaceError(f"{where} must hold more than {nothing!r}, got only {nothing!r}")
     return names

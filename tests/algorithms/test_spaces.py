@@ -11,6 +11,10 @@ from pyfast_nas.errors import ConfigError
 
 SMALL = {"channels": 2, "cells": 2}
 SPACES = {name: spaces.SPACES[name](**SMALL) for name in ("s1", "s2", "s3", "s4")}
+# Three rows, of six, seven and six candidates.
+SPACES["proxylessnas"] = spaces.ProxylessNAS(
+    width_factor=0.25, widths=(32, 64), blocks=(2, 1), strides=(2, 1)
+)
 SEARCHES = {
     "darts": lambda: DARTS(),
     "msg-das": lambda: MSGDAS(paths=2, alpha_warmup=0, kd_warmup=0),
