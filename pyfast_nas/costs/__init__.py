@@ -3,6 +3,7 @@
 from pyfast_nas.costs.counting import count, count_network
 from pyfast_nas.costs.extremes import extremes
 from pyfast_nas.costs.latency import measure_latency, measure_network
+from pyfast_nas.costs.lookup import LatencyLookup
 from pyfast_nas.costs.pareto import pareto_front
 from pyfast_nas.costs.penalties import add_linear, hinge, mul_log
 from pyfast_nas.costs.resource import ResourceCost
@@ -12,6 +13,7 @@ from pyfast_nas.costs.tables import Fit, fit_column
 __all__ = [
     "CostTable",
     "Fit",
+    "LatencyLookup",
     "ResourceCost",
     "add_linear",
     "count",

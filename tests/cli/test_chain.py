@@ -9,7 +9,8 @@ import pytest
 from pyfast_nas.cli.main import main
 from pyfast_nas.spaces import PROXYLESS_GPU, Genotype
 
-SIZES = "--width-factor 0.25 --widths 24 40 --blocks 2 1 --strides 2 1".split()
+SIZES = ["--width-factor", "0.25", "--widths", "24", "40"]
+SIZES += ["--blocks", "2", "1", "--strides", "2", "1"]
 
 
 @pytest.fixture(scope="module")
