@@ -31,10 +31,14 @@ class GateOutput:
             on the device of ``weights``. A kernel skips the others there; a candidate that runs
             beside the kernel is computed and left out of the sum.
         shift: Numbers that are added to every element of each row's output; ``None`` adds nothing.
+        recompute: One candidate of a row runs, by ``active`` or ``selected``, and its output passes
+            unchanged; backward runs all candidates of the row again, one at a time and without a
+            graph, to give every weight the gradient it would get as a factor. See
+            `pyfast_nas.nn.recomputation`.
 
     Shape:
         weights ``[rows, columns]``, ``selected`` alike; ``active`` has ``rows`` entries of
-        ``columns`` integers; shift ``[rows]``.
+        ``columns`` integers, or of one with ``recompute``; shift ``[rows]``.
 
     Example:
         >>> gate = GateOutput(torch.tensor([[0.5, 0.2]]), active=((3, 1),))
@@ -47,6 +51,7 @@ class GateOutput:
     straight_through: bool = False
     selected: Tensor | None = None
     shift: Tensor | None = None
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         if self.weights.dim() != 2:
@@ -55,11 +60,19 @@ class GateOutput:
                 f"got {list(self.weights.shape)}"
             )
         rows, columns = self.weights.shape
+        if self.recompute:
+            if self.straight_through or (self.active is None and self.selected is None):
+                raise ValueError(
+                    "GateOutput: recompute must go with active or selected, and without "
+                    "straight_through, which it implies"
+                )
+            columns = 1
         if self.active is not None and (
             len(self.active) != rows or any(len(row) != columns for row in self.active)
         ):
             raise ValueError(
-                f"GateOutput: active must have {rows} rows of {columns} candidates like weights"
+                f"GateOutput: active must have {rows} rows of {columns} candidates"
+                + (" with recompute" if self.recompute else " like weights")
             )
         if self.selected is not None and (
             self.active is not None
@@ -85,6 +98,19 @@ class GateOutput:
                 f"GateOutput: straight_through must go with one active candidate a row, "
                 f"got {columns} columns"
             )
+
+    def path(self) -> "GateOutput":
+        """Return the gate of what runs forward with ``recompute``, without a gradient.
+
+        Example:
+            >>> GateOutput(torch.zeros(1, 3), active=((2,),), recompute=True).path().weights
+            tensor([[1.]])
+        """
+        if self.active is None:
+            ones = torch.ones_like(self.weights, requires_grad=False)
+            return GateOutput(ones, straight_through=True, selected=self.selected)
+        ones = self.weights.new_ones(len(self.active), 1)
+        return GateOutput(ones, self.active, straight_through=True)
 
     def split(self) -> Iterator["GateOutput"]:
         """Yield one straight-through single-path gate per column, first column first."""

@@ -17,6 +17,7 @@ from pyfast_nas.errors import SearchSpaceError
 from pyfast_nas.nn.fusion import FusedCall, Recipes, Term, chosen, gather, is_served
 from pyfast_nas.nn.gates import GateOutput, straight_through
 from pyfast_nas.nn.primitives import Zero
+from pyfast_nas.nn.recomputation import with_row_gradients
 
 __all__ = ["MixedOp", "factors_of", "mix_edges", "places_of"]
 
@@ -154,6 +155,11 @@ def mix_edges(
 def _mix(
     edges: Sequence[MixedOp], inputs: Sequence[Tensor], gate: GateOutput, first_row: int
 ) -> Tensor:
+    if gate.recompute:
+        y = _mix(edges, inputs, gate.path(), first_row)
+        return with_row_gradients(
+            y, gate.weights[first_row : first_row + len(edges)], edges, inputs
+        )
     places, positions = places_of(edges, gate, first_row)
     if not places:
         return edges[0].candidate(edges[0].is_zero.index(True))(inputs[0])
