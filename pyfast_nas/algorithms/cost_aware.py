@@ -60,8 +60,8 @@ class CostAware:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what, beside ``supernet.state_dict()``, continues the search to the bit."""
-        table = self.cost_table
-        return super().state_dict() | {"cost_table": table and table.to_dict()}
+        state = super().state_dict()
+        return state | {"cost_table": self.cost_table and self.cost_table.to_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state of :meth:`state_dict`, with the costs that it was saved with."""
