@@ -181,17 +181,25 @@ class SharedWeightSearch:
         """Return the optimizer of ``self.weights``; its rate is set before each step."""
         return torch.optim.SGD(
             self.weights,
-            lr=self.weight_lr,
             momentum=self.weight_momentum,
             weight_decay=self.weight_decay,
             nesterov=self.weight_nesterov,
-            foreach=True,
+            **self._rate_options(),
         )
+
+    def _rate_options(self) -> dict[str, Any]:
+        """How the weights' optimizer takes its learning rate; here, as a number of the epoch."""
+        return {"lr": self.weight_lr, "foreach": True}
 
     @property
     def epoch(self) -> int:
         """Epoch of the next step, counted from 0; steps past the end stay in the last one."""
         return min(self.steps // self.steps_per_epoch, max(self.epochs - 1, 0))
+
+    @property
+    def current_weight_lr(self) -> float:
+        """Learning rate of the weights in the next step: a cosine over the epochs."""
+        return cosine(self.weight_lr, self.weight_lr_min, self.epoch, self.epochs)
 
     @property
     def why_not_recorded(self) -> str:
@@ -200,7 +208,7 @@ class SharedWeightSearch:
 
     @property
     def phase(self) -> tuple[bool, ...]:
-        """What of a step is done in this epoch: a step that does more has to be warmed up anew."""
+        """What the next step does: steps that do other things are warmed up and recorded apart."""
         return ()
 
     def rehearse(self, batch: Batch) -> str:
@@ -214,7 +222,7 @@ class SharedWeightSearch:
         """Set what depends on the epoch, explicitly rather than by the order of scheduler calls."""
         self._require_prepared("step")
         for group in self.weight_optimizer.param_groups:
-            group["lr"] = cosine(self.weight_lr, self.weight_lr_min, self.epoch, self.epochs)
+            group["lr"] = self.current_weight_lr
 
     def finish_step(self) -> None:
         """Count the step that was made."""

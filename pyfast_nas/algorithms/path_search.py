@@ -51,7 +51,7 @@ class PathSearch(GradientSearch):
 
     @property
     def phase(self) -> tuple[bool, ...]:
-        """Whether this epoch's steps move the architecture."""
+        """Whether the next step moves the architecture."""
         return (self.moves_alphas,)
 
     @property
@@ -59,9 +59,12 @@ class PathSearch(GradientSearch):
         """Temperature of the relaxed weights; none where nothing is relaxed."""
         return 1.0
 
-    def _is_early(self, share: float) -> bool:
+    def _epochs_of(self, share: float) -> int:
         # The small addend keeps 0.3 * 10 epochs at 3 whatever the last bit of the product.
-        return self.epoch < math.floor(share * self.epochs + 1e-9)
+        return math.floor(share * self.epochs + 1e-9)
+
+    def _is_early(self, share: float) -> bool:
+        return self.epoch < self._epochs_of(share)
 
     def step(self, train: Batch, valid: Batch) -> Metrics:
         """Make one architecture step on ``valid``, then one weight step on ``train``.
@@ -133,12 +136,11 @@ class PathSearch(GradientSearch):
         """How sub-graphs are drawn: arguments of `draw_sub_graphs`."""
         return {"paths": 1}
 
-    def _draw(self, logits: Alphas, seed: Tensor, on_device: bool) -> SubGraphs:
-        """Draw what a pass of a step runs."""
+    def _draw(self, logits: Alphas, seed: Tensor, on_device: bool, **other: Any) -> SubGraphs:
+        """Draw what a pass of a step runs; ``other`` is what is not as `_sampling` says."""
+        sampling = self._sampling | other
         try:
-            return draw_sub_graphs(
-                logits, tau=self.tau, seed=seed, on_device=on_device, **self._sampling
-            )
+            return draw_sub_graphs(logits, tau=self.tau, seed=seed, on_device=on_device, **sampling)
         except ValueError:
             # Where the sampler can look at values it refuses NaN: then the search has diverged.
             self._require_finite_alphas("step")

@@ -1,9 +1,11 @@
 """The device's part of a search step, recorded once an epoch as a CUDA graph and replayed.
 
-Learning rates and temperatures change between epochs only, and stand in a recording as numbers: so
-each epoch makes its own. A step can be recorded where its work is the same every time: nothing of
-it is chosen by numbers that the host would have to fetch. A search that runs only the candidates
-that it draws leaves the choice on the device: all are launched, those not drawn end at once.
+Temperatures and most learning rates change between epochs only, and stand in a recording as
+numbers: so each epoch makes its own. Steps that do unlike things, such as those that move the
+architecture and those that do not, are recorded apart, and may share memory: each writes all that
+it reads. A step can be recorded where its work is the same every time: nothing of it is chosen by
+numbers that the host would have to fetch. A search that runs only the candidates that it draws
+leaves the choice on the device: all are launched, those not drawn end at once.
 """
 
 import contextlib
@@ -104,22 +106,20 @@ class StepGraph:
         if not self.reason:
             device = algorithm.device
             self._recorder = recorder or CUDAGraphs(device, _generators_on(algorithm, device))
-        self._warm = 0
-        self._phase: tuple[bool, ...] | None = None
+        self._warm: dict[tuple[bool, ...], int] = {}  # by what a step does, steps made as they are
         self._recorded: tuple[int, int] | None = None
         self._batches: tuple[Batch, Batch] | None = None
-        self._replay: Run | None = None
+        self._replays: dict[tuple[bool, ...], Run] = {}
 
     def step(self, train: Batch, valid: Batch) -> Metrics:
         """Make one step; the same numbers as ``algorithm.step(train, valid)``."""
-        if not self.reason and self._phase is None:
+        if not self.reason and not self._warm:
             self.reason = self._algorithm.rehearse(train)
         if self.reason:
             return self._algorithm.step(train, valid)
-        if self._phase != self._algorithm.phase:
-            self._phase, self._warm = self._algorithm.phase, 0
-        if self._warm < self.WARM_UP:
-            self._warm += 1
+        phase = self._algorithm.phase
+        if (warm := self._warm.get(phase, 0)) < self.WARM_UP:
+            self._warm[phase] = warm + 1
             return self._warm_up(train, valid)
         if self._batches is None:
             self._batches = _copy(train), _copy(valid)
@@ -127,20 +127,22 @@ class StepGraph:
             return self._algorithm.step(train, valid)  # the last batch of an epoch, perhaps
         self._algorithm.start_step()
         now = self._algorithm.epoch, self._algorithm.loads
-        if self._recorded != now or self._replay is None:
-            self._replay = None  # gives its memory to the next
+        if self._recorded != now:
+            self._replays.clear()  # gives their memory to the next
+            self._recorded = now
+        if phase not in self._replays:
             try:
                 run_step, batches = self._algorithm.run_step, self._batches
-                self._replay = self._recorder.record(lambda: run_step(*batches))
+                self._replays[phase] = self._recorder.record(lambda: run_step(*batches))
             except RuntimeError as error:
                 self.failed, self._batches = True, None
+                self._replays.clear()
                 self.reason = str(error).splitlines()[0][:200]
                 return self._finish(self._algorithm.run_step(train, valid))
-            self._recorded = now
         for static, batch in zip(self._batches, (train, valid), strict=True):
             for place, tensor in zip(static, batch, strict=True):
                 place.copy_(tensor)
-        return self._finish(self._replay())
+        return self._finish(self._replays[phase]())
 
     def _warm_up(self, train: Batch, valid: Batch) -> Metrics:
         self._algorithm.start_step()
