@@ -9,6 +9,7 @@ from pyfast_nas.algorithms.idarts import IDARTS
 from pyfast_nas.algorithms.msg_das import MSGDAS
 from pyfast_nas.algorithms.options import Option, Range, check_options, option_table
 from pyfast_nas.algorithms.path_search import PathSearch
+from pyfast_nas.algorithms.proxylessnas import ProxylessNAS
 from pyfast_nas.algorithms.random_search import RandomSearch
 from pyfast_nas.algorithms.snas import SNAS
 from pyfast_nas.algorithms.step_graph import StepGraph
@@ -25,6 +26,7 @@ __all__ = [
     "GradientSearch",
     "Option",
     "PathSearch",
+    "ProxylessNAS",
     "RandomSearch",
     "Range",
     "SearchAlgorithm",
@@ -36,5 +38,6 @@ __all__ = [
 ]
 
 ALGORITHMS: dict[str, type[SharedWeightSearch]] = {
-    algorithm.name: algorithm for algorithm in (DARTS, GDAS, IDARTS, MSGDAS, RandomSearch, SNAS)
+    algorithm.name: algorithm
+    for algorithm in (DARTS, GDAS, IDARTS, MSGDAS, ProxylessNAS, RandomSearch, SNAS)
 }

@@ -6,8 +6,18 @@ import pytest
 import torch
 from torch.nn.modules import module as torch_module
 
-from pyfast_nas.algorithms import DARTS, GDAS, IDARTS, MSGDAS, RandomSearch, gradient_search
+from pyfast_nas.algorithms import (
+    DARTS,
+    GDAS,
+    IDARTS,
+    MSGDAS,
+    ProxylessNAS,
+    RandomSearch,
+    gradient_search,
+)
 
+# The architecture moves in every step, and the rate of the weights in none.
+AT_ONCE = {"alpha_interval": 1, "alpha_warmup": 0.0, "alpha_rest": 0, "weight_lr_min": 0.025}
 METHODS = {
     "darts": lambda: DARTS(),
     "darts finite difference": lambda: DARTS(hypergradient="finite_difference"),
@@ -22,6 +32,10 @@ METHODS = {
     "msg-das kd in both": lambda: MSGDAS(alpha_warmup=0, kd_warmup=0, kd_in_alpha_step=True),
     "msg-das score": lambda: MSGDAS(alpha_warmup=0, relaxation="score", score_baseline=0.9),
     "msg-das one path": lambda: MSGDAS(alpha_warmup=0, paths=1, assignment="shuffle"),
+    "proxylessnas": lambda: ProxylessNAS(**AT_ONCE),
+    "proxylessnas full": lambda: ProxylessNAS(gradient="full", **AT_ONCE),
+    "proxylessnas two": lambda: ProxylessNAS(gradient="two", **AT_ONCE),
+    "proxylessnas rewards": lambda: ProxylessNAS(gradient="reinforce", samples=3, **AT_ONCE),
 }
 
 

@@ -1,5 +1,6 @@
-"""Bytes kept for backward by the modes of MSG-DAS, counted tensor by tensor."""
+"""Bytes kept for backward by forms of the searches, counted tensor by tensor."""
 
+import collections
 import contextlib
 import weakref
 
@@ -7,8 +8,8 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from pyfast_nas import spaces
-from pyfast_nas.algorithms import MSGDAS
+from pyfast_nas import _ext, spaces
+from pyfast_nas.algorithms import MSGDAS, ProxylessNAS
 
 
 class Kept:
@@ -23,20 +24,26 @@ class Meter:
 
     def __init__(self, weights) -> None:
         self.weights = {p.data_ptr() for p in weights}
+        self.holders: collections.Counter[int] = collections.Counter()
         self.now = self.peak = 0
 
     def pack(self, tensor: torch.Tensor) -> Kept:
         # Detached: an output that names its own node would keep the graph alive.
         kept = Kept(tensor.detach())
-        if tensor.data_ptr() not in self.weights:
+        place = tensor.data_ptr()
+        if place not in self.weights:
             size = tensor.numel() * tensor.element_size()
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(kept, self.release, size)
+            if not self.holders[place]:  # what two layers keep is there once
+                self.now += size
+                self.peak = max(self.peak, self.now)
+            self.holders[place] += 1
+            weakref.finalize(kept, self.release, place, size)
         return kept
 
-    def release(self, size: int) -> None:
-        self.now -= size
+    def release(self, place: int, size: int) -> None:
+        self.holders[place] -= 1
+        if not self.holders[place]:
+            self.now -= size
 
     @contextlib.contextmanager
     def watch(self):
@@ -101,3 +108,40 @@ def test_score_function_keeps_next_to_nothing(start, image_batch):
     )
     plain = peak(start, image_batch, paths=2, mode="accumulate", **PHASES["weight step"])
     assert score <= 1.05 * plain
+
+
+def proxyless_peak(start, image_batch, form: str, candidates: int) -> int:
+    """Peak of an architecture step in plain modules, which keep what their candidates make."""
+    space = spaces.DARTS(
+        channels=4,
+        cells=2,
+        nodes=2,
+        num_classes=3,
+        in_channels=1,
+        image_size=8,
+        operations=("sep_conv_3x3", "sep_conv_5x5", "sep_conv_7x7")[:candidates],
+    )
+    options = {"alpha_interval": 1, "alpha_warmup": 0.0, "alpha_rest": 0}
+    algorithm = start(ProxylessNAS(gradient=form, **options), space)
+    algorithm._weight_step = lambda *_: {}
+    meter = Meter(algorithm.supernet.parameters())
+    with _ext.use("reference"), meter.watch():
+        algorithm.step(image_batch(0, 16), image_batch(1, 16))
+    assert meter.now == 0, "no graph outlives the step"
+    return meter.peak
+
+
+def test_proxylessnas_keeps_one_two_or_all_candidates(start, image_batch):
+    peaks = {
+        (form, count): proxyless_peak(start, image_batch, form, count)
+        for form in ("full", "full_v2", "two")
+        for count in (2, 3)
+    }
+    one_candidate = peaks["full", 3] - peaks["full", 2]
+    one_path = peaks["full", 2] - one_candidate
+    assert one_candidate > 0.2 * peaks["full", 3]
+    for count in (2, 3):
+        assert peaks["two", count] == pytest.approx(one_path + one_candidate, rel=0.01)
+        # Beside the path, what goes into nodes: ReLUs of candidates do not keep it.
+        assert one_path <= peaks["full_v2", count] < one_path + 0.2 * one_candidate
+    assert peaks["full_v2", 3] == pytest.approx(peaks["full_v2", 2], rel=0.01)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyfast_nas import _ext, spaces
-from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, SNAS, RandomSearch
+from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, SNAS, ProxylessNAS, RandomSearch
 
 FORMS = {
     "darts": lambda: DARTS(),
@@ -18,6 +18,8 @@ FORMS = {
     "msg-das": lambda: MSGDAS(assignment="shuffle"),
     "msg-das joint": lambda: MSGDAS(mode="joint", relaxation="conditional", paths=3),
     "msg-das score": lambda: MSGDAS(relaxation="score", score_baseline=0.9),
+    "proxylessnas": lambda: ProxylessNAS(alpha_interval=2, cost="parameters"),
+    "proxylessnas rewards": lambda: ProxylessNAS(gradient="reinforce", samples=2),
     "random": lambda: RandomSearch(samples=8),
     "snas": lambda: SNAS(resource_weight=1.5e-3, resource_cost="policy_gradient"),
 }

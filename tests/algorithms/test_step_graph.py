@@ -6,7 +6,7 @@ import copy
 import pytest
 import torch
 
-from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, StepGraph
+from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, ProxylessNAS, StepGraph
 from pyfast_nas.algorithms.base import SharedWeightSearch
 from pyfast_nas.algorithms.sub_graphs import SubGraphs
 from pyfast_nas.spaces import DARTS as DARTSSpace
@@ -217,6 +217,56 @@ def test_a_step_that_does_more_is_warmed_up_again():
         graph.step(train, valid)
     # Five steps an epoch; the architecture moves from the second one on, guided from the third.
     assert (recorder.warm, recorder.recordings, recorder.replays) == (9, 4, 11)
+
+
+# Of thirty steps one epoch is warm-up and one rests; then every second one moves the architecture.
+BINARY = {
+    "two": {"gradient": "two"},
+    "full": {"gradient": "full"},
+    "full, again in backward": {"gradient": "full_v2"},
+    "rewards": {"gradient": "reinforce", "samples": 2},
+    "costs": {"gradient": "two", "cost": "parameters", "cost_form": "add-linear"},
+}
+
+
+@pytest.mark.parametrize("space", [SMALL, STAGED], ids=lambda space: space.name)
+@pytest.mark.parametrize("options", BINARY.values(), ids=BINARY)
+def test_steps_that_do_unlike_things_are_recorded_apart(options, space):
+    def search():
+        return prepared(ProxylessNAS(alpha_interval=2, **options), 5, 6, space=space)
+
+    plain, graphed = search(), search()
+    graph = StepGraph(graphed, recorder := Again())
+    for step, (train, valid) in enumerate(batches(30)):
+        want, got = plain.step(train, valid), graph.step(train, valid)
+        assert want.keys() == got.keys(), step
+        for key, value in want.items():
+            torch.testing.assert_close(got[key], value, rtol=1e-10, atol=1e-12, msg=key)
+    assert not graph.reason
+    # Three steps of each kind are made as they are; weights alone are recorded in five epochs, in
+    # the first after three steps; the rest of them in the fourth and fifth.
+    assert (recorder.warm, recorder.recordings, recorder.replays) == (6, 7, 24)
+    assert (graphed.steps, graphed.alpha_steps) == (plain.steps, plain.alpha_steps) == (30, 9)
+    named = dict(plain.supernet.named_parameters())
+    for name, got in graphed.supernet.named_parameters():
+        torch.testing.assert_close(got, named[name], rtol=1e-9, atol=1e-11)
+        if "alphas" not in name:
+            momenta = [
+                search.weight_optimizer.state[parameter]["momentum_buffer"]
+                for search, parameter in ((graphed, got), (plain, named[name]))
+            ]
+            torch.testing.assert_close(*momenta, rtol=1e-9, atol=1e-11)
+
+
+def test_the_host_never_asks_what_proxylessnas_has_drawn(monkeypatch):
+    (train, valid), *_ = batches(1)
+    monkeypatch.setattr(SubGraphs, "picks", property(lambda drawn: 1 / 0))
+    for options in BINARY.values():
+        options = {"alpha_interval": 1, "alpha_warmup": 0.0, "alpha_rest": 0, **options}
+        algorithm = prepared(ProxylessNAS(**options))
+        with pytest.raises(ZeroDivisionError):
+            algorithm.step(train, valid)
+        algorithm.run_step(train, valid)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

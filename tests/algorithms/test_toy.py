@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pyfast_nas import spaces
-from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, SNAS, RandomSearch
+from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, SNAS, ProxylessNAS, RandomSearch
 
 # The toy problem's own optimizers: no momentum, no decay, quick alphas.
 TOY = {
@@ -15,6 +15,8 @@ TOY = {
     "alpha_lr": 0.05,
     "alpha_decay": 0.0,
 }
+# Without Nesterov's momentum there is none, and the architecture moves in every step.
+AT_ONCE = {"weight_nesterov": False, "alpha_interval": 1, "alpha_warmup": 0.0, "alpha_rest": 0}
 
 
 def run(algorithm, toy_batch, seed, steps, epochs):
@@ -81,10 +83,27 @@ def test_gdas_is_sure_of_the_informative_candidate(seed, toy_batch, steps=200):
     assert algorithm.derive() == spaces.Toy().optimum()
 
 
+@pytest.mark.parametrize(("form", "seed"), [("full_v2", 0), ("full", 1), ("two", 2)])
+def test_proxylessnas_is_sure_of_the_informative_candidate(form, seed, toy_batch, steps=300):
+    # A step of pairs moves two of four candidates, and moves them back together.
+    rate = {"alpha_lr": 0.1} if form == "two" else {}
+    algorithm = ProxylessNAS(gradient=form, **AT_ONCE, **(TOY | rate))
+    run(algorithm, toy_batch, seed, steps, epochs=steps)
+    assert algorithm.probabilities()["cell"][:, 0].min() > 0.95
+    assert algorithm.derive() == spaces.Toy().optimum()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(5))
 def test_gdas_in_full_length(seed, toy_batch):
     test_gdas_is_sure_of_the_informative_candidate(seed, toy_batch, steps=500)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("form", ["full", "full_v2", "two"])
+@pytest.mark.parametrize("seed", range(5))
+def test_proxylessnas_in_all_forms(form, seed, toy_batch):
+    test_proxylessnas_is_sure_of_the_informative_candidate(form, seed, toy_batch, steps=500)
 
 
 QUICK = TOY | {"alpha_lr": 0.1}
@@ -94,6 +113,9 @@ FINDERS = {
     "msg-das": lambda: MSGDAS(tau_max=1.0, tau_min=0.5, **QUICK),
     "msg-das score": lambda: MSGDAS(relaxation="score", score_baseline=0.9, **QUICK),
     "snas": lambda: SNAS(tau_min=0.5, **QUICK),
+    "proxylessnas rewards": lambda: ProxylessNAS(
+        gradient="reinforce", samples=4, **AT_ONCE, **QUICK
+    ),
     "random": lambda: RandomSearch(
         weight_lr=0.1, weight_lr_min=0.1, weight_momentum=0.0, weight_decay=0.0, samples=40
     ),
@@ -110,6 +132,7 @@ FINDERS = {
         ("snas", 40),
         # The score function is unbiased and noisy: it takes longer.
         pytest.param("msg-das score", 100, marks=pytest.mark.long),
+        pytest.param("proxylessnas rewards", 100, marks=pytest.mark.long),
     ],
 )
 def test_optimum_for_nine_of_ten_seeds(name, steps, toy_batch):

@@ -20,6 +20,9 @@ ALGORITHMS = {
     "gdas": lambda: algorithms.GDAS(alpha_lr=0.05, variant="A"),
     "msg-das": lambda: algorithms.MSGDAS(alpha_lr=0.05, alpha_warmup=0.0, kd_warmup=0.0),
     "snas": lambda: algorithms.SNAS(alpha_lr=0.05),
+    "proxylessnas": lambda: algorithms.ProxylessNAS(
+        alpha_lr=0.05, alpha_warmup=0.0, alpha_interval=1
+    ),
 }
 
 

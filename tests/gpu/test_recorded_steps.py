@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, SNAS, StepGraph
+from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, SNAS, ProxylessNAS, StepGraph
 from pyfast_nas.bench.profile import launches
 from pyfast_nas.spaces import DARTS as DARTSSpace
 from tests.gpu.devices import GPU, over_grid
@@ -13,6 +13,8 @@ SPACE = DARTSSpace(channels=4, cells=3, image_size=8, num_classes=3, track_runni
 WHOLE = DARTSSpace(channels=4, cells=8, image_size=16, num_classes=3)
 # Three epochs, of which the first moves no architecture and the third has guidance.
 RESTING = {"alpha_warmup": 0.34, "kd_warmup": 0.67}
+# The same of ProxylessNAS; after it every step moves the architecture, or every second one.
+BINARY = {"alpha_warmup": 0.34, "alpha_rest": 0, "alpha_interval": 1}
 SEARCHES = {
     "DARTS": DARTS,
     "MSG-DAS, K = 1": lambda: MSGDAS(paths=1, **RESTING),
@@ -23,6 +25,12 @@ SEARCHES = {
     "GDAS": GDAS,
     "GDAS, variant A": lambda: GDAS(variant="A"),
     "SNAS": lambda: SNAS(resource_weight=1.5e-3, resource_cost="policy_gradient"),
+    "ProxylessNAS": lambda: ProxylessNAS(**(BINARY | {"alpha_interval": 2})),
+    "ProxylessNAS, all run": lambda: ProxylessNAS(gradient="full", **BINARY),
+    "ProxylessNAS, pairs with costs": lambda: ProxylessNAS(
+        gradient="two", cost="parameters", cost_form="add-linear", **BINARY
+    ),
+    "ProxylessNAS, rewards": lambda: ProxylessNAS(gradient="reinforce", samples=2, **BINARY),
 }
 on_gpu = pytest.mark.parametrize("device", [pytest.param("cuda", marks=GPU)])
 

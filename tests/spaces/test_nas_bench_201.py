@@ -258,9 +258,12 @@ def test_genotypes_of_another_space_are_refused(genotype, words):
         algorithms.MSGDAS(paths=2),
         algorithms.MSGDAS(paths=5, alpha_warmup=0.0, kd_warmup=0.0, mode="joint"),
         algorithms.MSGDAS(paths=2, alpha_warmup=0.0, relaxation="score", assignment="shuffle"),
+        algorithms.ProxylessNAS(alpha_interval=1),
+        algorithms.ProxylessNAS(gradient="full", alpha_interval=1),
+        algorithms.ProxylessNAS(gradient="two", alpha_interval=1),
         algorithms.RandomSearch(samples=4, finalists=2),
     ],
-    ids=["darts", "gdas", "gdas A", "msg-das", "msg-das, joint", "msg-das, score", "random"],
+    ids=lambda algorithm: f"{algorithm.name} {getattr(algorithm, 'gradient', '')}",
 )
 def test_every_algorithm_searches_it(algorithm):
     """A few steps through the warm-ups: losses are finite and what ought to move moves."""
