@@ -9,9 +9,11 @@ from pyfast_nas.costs.penalties import add_linear, hinge, mul_log
 from pyfast_nas.costs.resource import ResourceCost
 from pyfast_nas.costs.table import CostTable
 from pyfast_nas.costs.tables import Fit, fit_column
+from pyfast_nas.costs.whole_networks import DrawnNetwork, fit_costs
 
 __all__ = [
     "CostTable",
+    "DrawnNetwork",
     "Fit",
     "LatencyLookup",
     "ResourceCost",
@@ -20,6 +22,7 @@ __all__ = [
     "count_network",
     "extremes",
     "fit_column",
+    "fit_costs",
     "hinge",
     "measure_latency",
     "measure_network",
