@@ -14,6 +14,7 @@ from pyfast_nas.algorithms.random_search import RandomSearch
 from pyfast_nas.algorithms.snas import SNAS
 from pyfast_nas.algorithms.step_graph import StepGraph
 from pyfast_nas.algorithms.temperature import TemperedSearch
+from pyfast_nas.algorithms.unas import UNAS
 
 __all__ = [
     "ALGORITHMS",
@@ -22,6 +23,7 @@ __all__ = [
     "IDARTS",
     "MSGDAS",
     "SNAS",
+    "UNAS",
     "BilevelSearch",
     "GradientSearch",
     "Option",
@@ -39,5 +41,14 @@ __all__ = [
 
 ALGORITHMS: dict[str, type[SharedWeightSearch]] = {
     algorithm.name: algorithm
-    for algorithm in (DARTS, GDAS, IDARTS, MSGDAS, ProxylessNAS, RandomSearch, SNAS)
+    for algorithm in (
+        DARTS,
+        GDAS,
+        IDARTS,
+        MSGDAS,
+        ProxylessNAS,
+        RandomSearch,
+        SNAS,
+        UNAS,
+    )
 }

@@ -48,6 +48,12 @@ class CoupledDraw:
     conditional: Tensor
 
     @property
+    def flags(self) -> Tensor:
+        """The choices as flags, bool ``[..., rows, num_ops]``."""
+        nothing = torch.zeros_like(self.relaxed, dtype=torch.bool)
+        return nothing.scatter(-1, self.picks.unsqueeze(-1), True)
+
+    @property
     def combined(self) -> Tensor:
         """Relaxed weights whose gradient is that of ``relaxed`` minus that of ``conditional``."""
         return self.relaxed - self.conditional + self.conditional.detach()

@@ -11,6 +11,7 @@ from pyfast_nas.algorithms import (
     GDAS,
     IDARTS,
     MSGDAS,
+    UNAS,
     ProxylessNAS,
     RandomSearch,
     gradient_search,
@@ -36,7 +37,16 @@ METHODS = {
     "proxylessnas full": lambda: ProxylessNAS(gradient="full", **AT_ONCE),
     "proxylessnas two": lambda: ProxylessNAS(gradient="two", **AT_ONCE),
     "proxylessnas rewards": lambda: ProxylessNAS(gradient="reinforce", samples=3, **AT_ONCE),
+    "unas": lambda: UNAS(),
+    "unas samplewise": lambda: UNAS(gap="samplewise", softening=0.1),
+    "unas score": lambda: UNAS(control_scale=0.0, score_baseline=0.9),
+    "unas criterion": lambda: with_criterion(UNAS(surrogate_samples=20)),
 }
+
+
+def with_criterion(algorithm):
+    algorithm.criterion = lambda genotype: len(genotype.to_json())
+    return algorithm
 
 
 @pytest.fixture(params=METHODS)

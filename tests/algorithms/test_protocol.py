@@ -20,7 +20,7 @@ def algorithm(request):
 
 def test_the_registry_names_what_it_holds():
     assert {name: cls.name for name, cls in ALGORITHMS.items()} == {name: name for name in NAMES}
-    assert NAMES == ["darts", "gdas", "idarts", "msg-das", "proxylessnas", "random", "snas"]
+    assert NAMES == ["darts", "gdas", "idarts", "msg-das", "proxylessnas", "random", "snas", "unas"]
 
 
 def test_protocol(algorithm, start, tiny_batch):
@@ -60,7 +60,8 @@ def test_epochs_follow_the_steps(algorithm, start, tiny_batch):
     assert epochs == [0, 0, 1, 1, 2, 2, 2, 2]
     if algorithm.name == "proxylessnas":  # its rate follows the steps
         return
-    want = [0.001 + 0.012 * (1 + math.cos(math.pi * e / 3)) for e in epochs]
+    low, high = algorithm.weight_lr_min, algorithm.weight_lr
+    want = [low + (high - low) / 2 * (1 + math.cos(math.pi * e / 3)) for e in epochs]
     assert rates == pytest.approx(want, rel=1e-12)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyfast_nas import _ext, spaces
-from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, SNAS, ProxylessNAS, RandomSearch
+from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, SNAS, UNAS, ProxylessNAS, RandomSearch
 
 FORMS = {
     "darts": lambda: DARTS(),
@@ -20,6 +20,9 @@ FORMS = {
     "msg-das score": lambda: MSGDAS(relaxation="score", score_baseline=0.9),
     "proxylessnas": lambda: ProxylessNAS(alpha_interval=2, cost="parameters"),
     "proxylessnas rewards": lambda: ProxylessNAS(gradient="reinforce", samples=2),
+    "unas": lambda: UNAS(
+        cost="parameters", cost_weight=1e-4, gap="samplewise", softening=0.05, score_baseline=0.9
+    ),
     "random": lambda: RandomSearch(samples=8),
     "snas": lambda: SNAS(resource_weight=1.5e-3, resource_cost="policy_gradient"),
 }

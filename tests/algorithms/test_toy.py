@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pyfast_nas import spaces
-from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, SNAS, ProxylessNAS, RandomSearch
+from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, SNAS, UNAS, ProxylessNAS, RandomSearch
 
 # The toy problem's own optimizers: no momentum, no decay, quick alphas.
 TOY = {
@@ -116,6 +116,7 @@ FINDERS = {
     "proxylessnas rewards": lambda: ProxylessNAS(
         gradient="reinforce", samples=4, **AT_ONCE, **QUICK
     ),
+    "unas": lambda: UNAS(weight_lr=0.02, weight_lr_min=0.01, alpha_lr=0.1, alpha_warmup=0.1),
     "random": lambda: RandomSearch(
         weight_lr=0.1, weight_lr_min=0.1, weight_momentum=0.0, weight_decay=0.0, samples=40
     ),
@@ -130,6 +131,7 @@ FINDERS = {
         ("msg-das", 40),
         ("random", 40),
         ("snas", 40),
+        ("unas", 40),
         # The score function is unbiased and noisy: it takes longer.
         pytest.param("msg-das score", 100, marks=pytest.mark.long),
         pytest.param("proxylessnas rewards", 100, marks=pytest.mark.long),

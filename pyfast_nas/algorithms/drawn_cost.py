@@ -1,0 +1,95 @@
+"""What a drawn architecture costs: from a table, by the clock, or by a function of the user's.
+
+Such a cost need not have a derivative. Beside it stands a table, as its differentiable surrogate.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from torch import Tensor
+
+from pyfast_nas import ops
+from pyfast_nas.algorithms.cost_aware import LATENCY_BATCH, CostAware, image_batch
+from pyfast_nas.algorithms.options import Range
+from pyfast_nas.costs import DrawnNetwork, fit_costs, hinge
+from pyfast_nas.errors import ConfigError
+from pyfast_nas.nn import Supernet
+from pyfast_nas.spaces.base import Genotype
+
+__all__ = ["DrawnCost"]
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class DrawnCost(CostAware):
+    """Gives a search the cost of single draws beside a table; comes before the base class."""
+
+    latency: Literal["table", "measured"] = "table"
+    """Whether a draw costs what the table says, or as many milliseconds as it takes, timed each
+    time; the table is the surrogate then."""
+
+    cost_target: Annotated[float | None, Range()] = None
+    """Cost that is free, in the unit of the cost: only what is above it counts. None counts all."""
+
+    cost_weight: Annotated[float, Range(at_least=0)] = 0.1
+    """Weight of a unit of cost in the loss of the architecture."""
+
+    cost_warmup: Annotated[float, Range(at_least=0, at_most=1)] = 1 / 3
+    """Share of the architecture's steps in which the weight of the cost rises from 0."""
+
+    surrogate_samples: Annotated[int, Range(at_least=1)] = 1000
+    """Architectures that the table is fitted to where a criterion is set and no cost is named."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.criterion: Callable[[Genotype], float] | None = None
+        if self.latency == "measured" and self.cost == "none":
+            raise ConfigError(
+                f"{type(self).__name__}: cost must name a table in ms, the surrogate of what "
+                f"latency='measured' measures, got 'none'"
+            )
+
+    def prepare(self, supernet: Supernet, **run: Any) -> None:
+        """Take the supernet to search and find what draws cost; see the base class.
+
+        Raises:
+            ConfigError: If latency is measured, and the table is not in ms or a criterion is set.
+            DataError: If the criterion gives a cost that is not finite.
+        """
+        super().prepare(supernet, **run)
+        if self.latency == "measured":
+            if self.cost_table.unit != "ms" or self.criterion is not None:
+                what = "a criterion" if self.criterion else f"a table in {self.cost_table.unit!r}"
+                raise ConfigError(
+                    f"{type(self).__name__}: latency must be 'table' with {what}, got 'measured'"
+                )
+            shape = image_batch(self, "latency", LATENCY_BATCH)
+            self._drawn_network = DrawnNetwork(supernet, shape)
+        elif self.criterion is not None and self.cost_table is None:
+            samples, seed = self.surrogate_samples, ops.draw_seed(self.generator)
+            self._set_costs(
+                fit_costs(self.price, supernet.candidates, samples, seed=seed, unit="criterion")
+            )
+
+    def penalty(self, cost: Tensor, weight: float) -> Tensor:
+        """Return the weighted cost, or what of it is above the target."""
+        return weight * cost if self.cost_target is None else hinge(cost, self.cost_target, weight)
+
+    def price(self, choice: dict[str, Tensor]) -> float:
+        """Return what a discrete architecture costs, in the unit of the table.
+
+        Args:
+            choice: Flags by table, one candidate in each row.
+
+        Raises:
+            ValueError: If the criterion returns no finite number.
+        """
+        if self.latency == "measured":
+            return self._drawn_network.milliseconds(choice)
+        if self.criterion is None:
+            return self.cost_table.of(choice)
+        value = self.criterion(self.space.derive({t: f.float() for t, f in choice.items()}))
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"criterion: must return a finite number, got {value!r:.200}")
+        return float(value)
