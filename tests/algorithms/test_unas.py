@@ -43,10 +43,13 @@ class Passes:
 
     def __init__(self, supernet, monkeypatch) -> None:
         self.seen: list[dict] = []
-        mix = supernet.mix
+        mix, weights = supernet.mix, supernet.weight_parameters()
 
         def recorded(x, gates):
-            self.seen.append({"x": x, "gate": gates["cell"], "grad": torch.is_grad_enabled()})
+            learns = [weight.requires_grad for weight in weights]
+            self.seen.append(
+                {"x": x, "gate": gates["cell"], "grad": torch.is_grad_enabled(), "learns": learns}
+            )
             return mix(x, gates)
 
         monkeypatch.setattr(supernet, "mix", recorded)
@@ -59,6 +62,9 @@ def test_passes_of_a_step(start, tiny_batch, monkeypatch):
     algorithm.step(train, valid)
     assert [p["x"] is train[0] for p in passes.seen] == [True, False, True, False, True]
     assert [p["grad"] for p in passes.seen] == [False, False, True, True, True]
+    # Fused operators compute what requires a gradient: in the architecture's passes no weight does.
+    assert [any(p["learns"]) for p in passes.seen] == [False] * 4 + [True]
+    assert all(passes.seen[-1]["learns"])
     drawn, _, relaxed, _, weights = (p["gate"] for p in passes.seen)
     # L(z): one candidate of each row, by the arg-max; c: all of them, with a gradient.
     assert all(p["gate"].active == drawn.active for p in passes.seen[:2])
@@ -203,6 +209,48 @@ def test_gap_is_estimated_without_bias(start, tiny_batch, monkeypatch, draws=400
     found = gradients_of(algorithm, monkeypatch, *[(train, valid)] * draws)
     want = enumerated(algorithm.supernet.logits()["cell"], costs)
     assert is_unbiased(found, want, power=6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.4, 1.0])
+def test_gap_term_is_the_printed_estimate(scale, start, tiny_batch):
+    """Against two separate passes, at the relaxed weights and at the conditional ones."""
+    algorithm = start(UNAS(control_scale=scale, gap="samplewise"))
+    algorithm.supernet.double().eval()
+    logits = algorithm.supernet.alphas["cell"]
+    train, valid = ((x.double(), y) for x, y in (tiny_batch(0), tiny_batch(1)))
+
+    def gradient(value: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(value, logits, retain_graph=True)[0]
+
+    def cost(gates) -> torch.Tensor:
+        return algorithm._objective(train, valid, gates)[0]
+
+    for seed in range(4):
+        algorithm.seed[0] = seed
+        loss, metrics = algorithm._gap_term(train, valid, torch.zeros(2, dtype=torch.float64))
+        draw = algorithm._draw(algorithm.supernet.logits(), 0)
+        drawn = cost(algorithm._drawn_gates(draw)).detach()
+        relaxed, conditional = (
+            cost(algorithm._relaxed_gates(weights)) for weights in (draw.relaxed, draw.conditional)
+        )
+        want = (drawn - scale * relaxed.detach()) * gradient(draw.log_prob)
+        want += scale * (gradient(relaxed) - gradient(conditional))
+        torch.testing.assert_close(gradient(loss), want, rtol=1e-8, atol=1e-10)
+        assert {"valid/loss", "valid/accuracy", "gap"} == metrics.keys()
+
+
+def test_baseline_is_the_mean_of_earlier_draws(start):
+    algorithm = start(UNAS(control_scale=0.0, score_baseline=0.9))
+    logits = algorithm.supernet.alphas["cell"]
+    costs, mean, weight = (3.0, -1.0, 2.0), 0.0, 0.0
+    baseline = torch.zeros(2, dtype=torch.float64)
+    for cost in costs:
+        draw = algorithm._draw(algorithm.supernet.logits(), 0)
+        loss = algorithm._estimate(draw, torch.tensor(cost), torch.tensor(0.0), baseline)
+        score = torch.autograd.grad(draw.log_prob, logits, retain_graph=True)[0]
+        advantage = cost - (mean / weight if weight else 0.0)
+        torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], advantage * score)
+        mean, weight = 0.9 * mean + 0.1 * cost, 0.9 * weight + 0.1
 
 
 @pytest.mark.long
