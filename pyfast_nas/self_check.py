@@ -55,10 +55,16 @@ def _mixed_sum(device: str) -> float:
 
 def _gumbel_topk(device: str) -> float:
     (logits,), seed = _draw((9, 8)), torch.tensor([2024, 3])
-    weights, indices = ops.gumbel_topk(logits.to(device), 3, tau=0.7, seed=seed.to(device))
-    with _ext.use("reference"):
-        want, want_indices = ops.gumbel_topk(logits, 3, tau=0.7, seed=seed)
-    return _furthest(weights, want) if torch.equal(indices.cpu(), want_indices) else float("inf")
+    errors = []
+    for relaxation in ("conditional", "shared", "subset"):
+        found = ops.gumbel_topk(
+            logits.to(device), 3, tau=0.7, seed=seed.to(device), relaxation=relaxation
+        )
+        with _ext.use("reference"):
+            want = ops.gumbel_topk(logits, 3, tau=0.7, seed=seed, relaxation=relaxation)
+        picked = torch.equal(found[1].cpu(), want[1])
+        errors.append(_furthest(found[0], want[0]) if picked else float("inf"))
+    return max(errors)
 
 
 def _philox_uniform(device: str) -> float:

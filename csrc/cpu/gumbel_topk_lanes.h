@@ -304,6 +304,10 @@ struct Lanes {
   }
   PFN_HD void exp_all(FloatLanes* x /* [kVectors] */) { exp_together<kVectors>(x); }
   PFN_HD FloatLanes exp(FloatLanes x) { return exp_lanes(x); }
+  PFN_HD FloatLanes log(FloatLanes x) {
+    log_together<1>(&x);
+    return x;
+  }
   PFN_HD void words(const math::PhiloxSeed& seed, uint32_t block, uint32_t row, WordLanes* words) {
     words_of_columns(seed, block, row, words);
   }

@@ -8,6 +8,7 @@
 #include "cuda/runtime.h"
 #include "math/accumulate.h"
 #include "math/limits.h"
+#include "math/subset.h"
 #include "node/node.h"
 
 namespace pfn::cuda {
@@ -105,6 +106,32 @@ cudaError_t launch_philox_uniform(const int64_t* seed,  // seed[0] and seed[seed
                                   int64_t columns,
                                   float* out,  // [rows, columns]
                                   cudaStream_t stream);
+
+// ---- subset_weights
+// ------------------------------------------------------------------------------
+
+template <typename T>
+struct SubsetLaunch {
+  const T* keys;           // [rows, columns]
+  const int64_t* indices;  // [rows, k]; rows with an index of -1 get weights and gradients of 0
+  T* scratch;              // [rows, columns]
+  int64_t rows;
+  int64_t columns;
+  int64_t k;
+  T inv_tau;
+};
+
+template <typename T>
+cudaError_t launch_subset_weights(const SubsetLaunch<T>& args,
+                                  T* weights,  // [rows, k]
+                                  cudaStream_t stream);
+
+template <typename T>
+cudaError_t launch_subset_weights_backward(const SubsetLaunch<T>& args,
+                                           const T* grad_weights,       // [rows, k]
+                                           math::SubsetRank<T>* ranks,  // [rows, k], scratch
+                                           T* grad,                     // [rows, columns]
+                                           cudaStream_t stream);
 
 // ---- fused_node
 // ----------------------------------------------------------------------------------

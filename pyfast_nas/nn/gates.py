@@ -193,7 +193,8 @@ class GumbelTopK:
     Args:
         k: Candidates drawn per row.
         tau: Temperature, greater than zero.
-        relaxation: ``"shared"`` or ``"conditional"``, as in `pyfast_nas.ops.gumbel_topk`.
+        relaxation: ``"shared"``, ``"conditional"`` or ``"subset"``, as in
+            `pyfast_nas.ops.gumbel_topk`.
 
     Shape:
         logits ``[rows, num_ops]``, seed int64 ``[2]`` -> weights ``[rows, k]``, best first.

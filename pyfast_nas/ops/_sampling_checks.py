@@ -14,6 +14,7 @@ from pyfast_nas.ops._checks import FLOATING, describe
 
 __all__ = [
     "MAX_CANDIDATES",
+    "RELAXATIONS",
     "check_block",
     "check_gumbel_topk",
     "check_keys",
@@ -21,6 +22,7 @@ __all__ = [
     "has_usable_keys",
 ]
 
+RELAXATIONS = ("shared", "conditional", "subset")
 MAX_CANDIDATES = 65536  # kMaxCandidates of csrc/math/limits.h
 _MAX_ROWS = 2**32  # a row number is one 32-bit word of the counter
 _MAX_BLOCK_COLUMNS = 2**26  # four columns to each of the 2^24 counters beside the stream
@@ -55,9 +57,10 @@ def check_gumbel_topk(
         raise ValueError(
             f"{where}: tau (the temperature) must be positive and finite, got {float(tau)}"
         )
-    if relaxation not in ("shared", "conditional"):
+    if relaxation not in RELAXATIONS:
         raise ValueError(
-            f"{where}: relaxation must be 'shared' or 'conditional', got {repr(relaxation)[:200]}"
+            f"{where}: relaxation must be 'shared', 'conditional' or 'subset', "
+            f"got {repr(relaxation)[:200]}"
         )
     check_seed(where, seed)
     if seed.device != logits.device:

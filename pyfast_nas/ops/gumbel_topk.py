@@ -10,21 +10,22 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from pyfast_nas import _ext
-from pyfast_nas.ops import _library, reference
+from pyfast_nas.ops import _library, reference, reference_subset
 from pyfast_nas.ops._sampling_checks import (
+    RELAXATIONS,
     check_block,
     check_gumbel_topk,
     check_keys,
     check_seed,
     has_usable_keys,
 )
+from pyfast_nas.ops.subset_weights import subset_weights
 
 _CPU = torch.device("cpu")
 _PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 _PLAIN_NOISE = (type(None), *_PLAIN_TENSORS)
-_RELAXATIONS = ("shared", "conditional")
 
-__all__ = ["draw_seed", "gumbel_noise", "gumbel_topk", "philox_uniform"]
+__all__ = ["draw_seed", "gumbel_noise", "gumbel_topk", "philox_uniform", "relaxed_k_hot"]
 
 
 def gumbel_topk(
@@ -48,8 +49,11 @@ def gumbel_topk(
         tau: Temperature, greater than zero. Small values approach a one-hot choice.
         seed: Seed and offset, int64 ``[2]``, on the device of ``logits``; equal seeds give equal
             samples on every backend.
-        relaxation: ``"shared"`` as above, or ``"conditional"``: the weight of each rank comes
-            from a softmax over the candidates that no earlier rank has taken.
+        relaxation: ``"shared"`` as above; ``"conditional"``: the weight of each rank comes from a
+            softmax over the candidates that no earlier rank has taken; or ``"subset"``: from a
+            softmax that earlier ranks have weakened by as much as they gave, column r of the
+            weights being rank r's share of the candidate picked there. Of these
+            :func:`relaxed_k_hot` returns the sum over ranks for every candidate.
         noise: Gumbel noise in place of the drawn one, shaped like ``logits``.
 
     Returns:
@@ -76,13 +80,15 @@ def gumbel_topk(
     References:
         Kool, van Hoof & Welling, "Stochastic Beams and Where to Find Them", ICML 2019.
         Jang, Gu & Poole, "Categorical Reparameterization with Gumbel-Softmax", ICLR 2017, eqs. 1-2.
+        Xie & Ermon, "Reparameterizable Subset Sampling via Continuous Relaxations", IJCAI 2019.
     """
+    is_subset = relaxation == "subset"
     if (
         type(logits) in _PLAIN_TENSORS
         and type(noise) in _PLAIN_NOISE
         and type(k) is int
         and type(tau) is float
-        and relaxation in _RELAXATIONS
+        and relaxation in RELAXATIONS
         and _is_untracked(logits, noise)
         and (logits.is_cpu or logits.is_cuda)
         and _ext.compiled_for(_CPU if logits.is_cpu else logits.device)
@@ -90,20 +96,67 @@ def gumbel_topk(
         # The kernel checks all that is left to check; who was wrong is found out afterwards.
         keyset = _library.CPU_KEYS if logits.is_cpu else _library.CUDA_KEYS
         try:
-            weights, indices, _ = _library.run_gumbel_topk(
-                keyset, logits, k, tau, seed, relaxation == "conditional", False, noise
+            weights, indices, keys = _library.run_gumbel_topk(
+                keyset, logits, k, tau, seed, relaxation == "conditional", is_subset, noise
             )
         except (RuntimeError, TypeError):
             _refuse(logits, k, tau, seed, relaxation, noise)
             raise
-        return weights, indices
+        return (subset_weights(keys, indices, tau) if is_subset else weights), indices
     check_gumbel_topk(logits, k, tau, seed, relaxation, noise)
     arguments = (logits, noise, seed, k, float(tau), relaxation == "conditional")
     if not _ext.compiled_for(logits.device):
-        return _sample_by_reference(*arguments)
-    if torch.compiler.is_compiling():
-        return _sample_opaquely(*arguments)
-    return _GumbelTopK.apply(*arguments)[:2]
+        weights, indices, keys = _sample_by_reference(*arguments)
+    elif torch.compiler.is_compiling():
+        weights, indices, keys = _sample_opaquely(*arguments, keep_keys=is_subset)
+    else:
+        weights, indices, keys = _GumbelTopK.apply(*arguments)
+    return (subset_weights(keys, indices, float(tau)) if is_subset else weights), indices
+
+
+def relaxed_k_hot(
+    logits: Tensor, k: int, *, tau: float, seed: Tensor, noise: Tensor | None = None
+) -> Tensor:
+    r"""Relax the k-hot vector of the k candidates that ``gumbel_topk`` keeps, for every candidate.
+
+    The scores :math:`a^1` are the logits plus Gumbel noise; each rank takes
+    :math:`q^r = \mathrm{softmax}(a^r / \tau)` and leaves
+    :math:`a^{r+1} = a^r + \log(1 - q^r)`, the difference kept at 1.2e-38 or more. Returns
+    :math:`\sum_r q^r`, computed and differentiated by plain PyTorch operations. As
+    :math:`\tau \to 0` it tends to the k-hot vector; at high temperature entries may exceed one.
+
+    Args:
+        logits: Architecture parameters, any floating type. ``-inf`` masks a candidate.
+        k: Candidates kept per edge, at least 1 and at most the row's unmasked candidates.
+        tau: Temperature, greater than zero.
+        seed: Seed and offset, int64 ``[2]``, on the device of ``logits``.
+        noise: Gumbel noise in place of the drawn one, shaped like ``logits``.
+
+    Returns:
+        Relaxed memberships, each row summing to k; float64 for float64 logits, else float32.
+
+    Shape:
+        logits ``[num_edges, num_ops]`` -> ``[num_edges, num_ops]``.
+
+    Raises:
+        ValueError: As ``gumbel_topk``, like all other errors.
+
+    Example:
+        >>> relaxed = relaxed_k_hot(torch.zeros(2, 4), 2, tau=0.5, seed=torch.tensor([0, 1]))
+        >>> bool(torch.allclose(relaxed.sum(1), torch.full((2,), 2.0)))
+        True
+
+    References:
+        Xie & Ermon, "Reparameterizable Subset Sampling via Continuous Relaxations", IJCAI 2019.
+    """
+    check_gumbel_topk(logits, k, tau, seed, "subset", noise)
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    if noise is None:
+        noise = _noise(seed, *logits.shape, dtype)
+    keys = logits.to(dtype) + noise.to(dtype)
+    if _values_are_readable(keys) and not bool(has_usable_keys(keys, k)):
+        check_keys(logits, noise, k)
+    return reference_subset.relaxed_k_hot(keys, k, float(tau))
 
 
 def gumbel_noise(seed: Tensor, rows: int, columns: int) -> Tensor:
@@ -297,21 +350,23 @@ def _refuse(logits, k, tau, seed, relaxation, noise) -> None:
     check_keys(logits, noise, k)
 
 
-def _sample_by_reference(logits, noise, seed, k, tau, conditional) -> tuple[Tensor, Tensor]:
+def _sample_by_reference(logits, noise, seed, k, tau, conditional) -> tuple[Tensor, Tensor, Tensor]:
     weights, indices, keys = reference.gumbel_topk(logits, k, tau, seed, conditional, True, noise)
     if _values_are_readable(keys) and not bool(has_usable_keys(keys, k)):
         check_keys(logits, noise, k)
-    return weights, indices
+    return weights, indices, keys
 
 
-def _sample_opaquely(logits, noise, seed, k, tau, conditional) -> tuple[Tensor, Tensor]:
+def _sample_opaquely(
+    logits, noise, seed, k, tau, conditional, *, keep_keys
+) -> tuple[Tensor, Tensor, Tensor]:
     """Leave one opaque operator in a compiled graph; the compiler could not make it quicker."""
     needs_grad = torch.is_grad_enabled() and (
         logits.requires_grad or (noise is not None and noise.requires_grad)
     )
     return torch.ops.pyfast_nas.gumbel_topk.default(
-        logits, k, tau, seed, conditional, needs_grad, noise
-    )[:2]
+        logits, k, tau, seed, conditional, keep_keys or needs_grad, noise
+    )
 
 
 def _backward(grad_weights, keys, indices, tau, conditional) -> Tensor:

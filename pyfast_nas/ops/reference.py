@@ -21,6 +21,7 @@ __all__ = [
     "philox_words",
     "relaxed_weights",
     "relaxed_weights_tangent",
+    "usable_tau",
 ]
 
 _MASK = 0xFFFFFFFF
@@ -170,7 +171,7 @@ def gumbel_topk_double_backward(
         d = torch.zeros_like(q).scatter(1, kept, d)
         mean_d, mean_h = (q * d).sum(1, keepdim=True), (q * h).sum(1, keepdim=True)
         # <h, q (d - mean_d)> / tau differentiated by q, then through the softmax.
-        by_q = (h * d - h * mean_d - d * mean_h) / _usable(tau, q.dtype)
+        by_q = (h * d - h * mean_d - d * mean_h) / usable_tau(tau, q.dtype)
         by_keys = by_keys + _through(q, by_q, tau)
     return relaxed_weights_tangent(h, keys, indices, tau, conditional), by_keys
 
@@ -199,15 +200,17 @@ def _with_parts(
 def _tempered_softmax(keys: Tensor, best: Tensor, tau: float) -> Tensor:
     """softmax(keys / tau) of rows whose largest key stands at ``best`` [rows, 1]."""
     # Subtracted before the division, a tiny tau gives 0 and -inf, never inf - inf.
-    return torch.softmax((keys - keys.detach().gather(1, best)) / _usable(tau, keys.dtype), dim=1)
+    return torch.softmax(
+        (keys - keys.detach().gather(1, best)) / usable_tau(tau, keys.dtype), dim=1
+    )
 
 
 def _through(q: Tensor, v: Tensor, tau: float) -> Tensor:
     """Multiply by the Jacobian of q = softmax(keys / tau), which is symmetric."""
-    return q * (v - (q * v).sum(1, keepdim=True)) / _usable(tau, q.dtype)
+    return q * (v - (q * v).sum(1, keepdim=True)) / usable_tau(tau, q.dtype)
 
 
-def _usable(tau: float, dtype: torch.dtype) -> float:
+def usable_tau(tau: float, dtype: torch.dtype) -> float:
     """Keep tau and 1 / tau finite and positive in ``dtype``, so that 0 / tau stays 0."""
     limits = torch.finfo(dtype)
     return min(max(tau, limits.tiny), limits.max)

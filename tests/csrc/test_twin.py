@@ -122,7 +122,7 @@ for dtype in (torch.float64, torch.float32, torch.float16):
 seed = torch.tensor([2024, 3])
 for rows, columns, k in ((300, 8, 2), (33, 64, 7), (3, 65, 2), (2, 300, 70)):
     for dtype in (torch.float64, torch.float32):
-        for relaxation in ("shared", "conditional"):
+        for relaxation in ("shared", "conditional", "subset"):
             logits = draw(rows, columns).to(dtype).requires_grad_()
             weights, indices = ops.gumbel_topk(logits, k, tau=0.8, seed=seed, relaxation=relaxation)
             take(weights, indices, *torch.autograd.grad(weights.square().sum(), logits))

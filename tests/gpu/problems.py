@@ -136,6 +136,7 @@ SMALL = (
     _node("fused_node_selected", NodeCase((2, 2, 4, 4), (1,), "a", (SEP3, DIL3)), selects=True),
     _sample("gumbel_topk", 3, 5, 2, "shared"),
     _sample("gumbel_topk_conditional", 3, 5, 2, "conditional"),
+    _sample("gumbel_topk_subset", 3, 5, 2, "subset"),
 )
 # More than one block of threads.
 LARGE = (
@@ -146,4 +147,5 @@ LARGE = (
     _node("fused_node_selected", NodeCase((4, 16, 9, 8), (1, 1), "a"), selects=True),
     _sample("gumbel_topk", 300, 33, 3, "shared"),
     _sample("gumbel_topk_conditional", 40, 300, 5, "conditional"),
+    _sample("gumbel_topk_subset", 40, 300, 5, "subset"),
 )

@@ -52,6 +52,11 @@ def test_registration_of_the_sampler(device):
         _, indices, keys = operators.gumbel_topk(logits, 2, 0.7, seed, conditional, True, None)
         arguments = (torch.randn(3, 2, device=device), keys.detach(), indices, 0.7, conditional)
         opcheck(operators.gumbel_topk_backward.default, arguments)
+    keys = torch.randn(3, 5, device=device, requires_grad=True)
+    indices = keys.detach().topk(2).indices
+    opcheck(operators.subset_weights.default, (keys, indices, 0.7))
+    arguments = (torch.randn(3, 2, device=device), keys.detach(), indices, 0.7)
+    opcheck(operators.subset_weights_backward.default, arguments)
     opcheck(operators.philox_uniform.default, (seed, 3, 4, 6, 1))
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from pyfast_nas import ops
-from pyfast_nas.ops import reference
+from pyfast_nas.ops import reference, reference_subset
 
 SEED = torch.tensor([2024, 3])
 # Keys closer than this may change places between two ways of rounding a logarithm.
@@ -26,9 +26,11 @@ def assert_samples_agree(logits, k, *, tau=0.7, relaxation="shared", seed=SEED, 
         logits.to(device), k, tau=tau, seed=seed.to(device), relaxation=relaxation
     )
     weights, indices = (t.cpu() for t in found)
-    want_weights, want_indices, _ = reference.gumbel_topk(
+    want_weights, want_indices, keys = reference.gumbel_topk(
         logits.double(), k, tau, seed, relaxation == "conditional", True
     )
+    if relaxation == "subset":
+        want_weights = reference_subset.subset_weights(keys, want_indices, tau)
     clear = rows_with_clear_ranks(logits, k, seed)
     assert torch.equal(indices[clear], want_indices[clear])
     error = (weights[clear].double() - want_weights[clear]).abs()

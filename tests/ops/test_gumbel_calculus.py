@@ -13,7 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWar
 
 SEED = torch.tensor([17, 4])
 SHAPES = [(1, 1, 1), (3, 5, 1), (3, 5, 2), (2, 4, 4), (2, 70, 3)]
-RELAXATIONS = ("shared", "conditional")
+RELAXATIONS = ("shared", "conditional", "subset")
 
 
 def logits_of(rows, columns, dtype=torch.float64):

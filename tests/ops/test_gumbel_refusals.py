@@ -53,7 +53,7 @@ STRUCTURE = [
     ({"tau": INF}, ValueError, "temperature.*got inf"),
     ({"tau": True}, TypeError, "temperature.*got bool"),
     ({"tau": torch.ones((), requires_grad=True)}, TypeError, "temperature.*got a tensor"),
-    ({"relaxation": "subset"}, ValueError, "relaxation must be 'shared' or 'conditional'"),
+    ({"relaxation": "sets"}, ValueError, "must be 'shared', 'conditional' or 'subset', got 'sets'"),
     ({"relaxation": "x" * 500}, ValueError, "relaxation must be"),
     ({"relaxation": None}, ValueError, "relaxation must be.*got None"),
     ({"seed": 3}, TypeError, r"seed must be an int64 tensor \[2\], got int"),

@@ -331,7 +331,7 @@ digest = hashlib.sha256()
 seed = torch.tensor([2024, 3])
 for rows, columns, k in [(1, 1, 1), (14, 8, 2), (33, 64, 7), (3, 65, 2), (2, 300, 70)]:
     for dtype in (torch.float32, torch.float64):
-        for relaxation in ("shared", "conditional"):
+        for relaxation in ("shared", "conditional", "subset"):
             x = torch.linspace(-1, 1, rows * columns, dtype=dtype).view(rows, columns)
             x.requires_grad_()
             weights, indices = ops.gumbel_topk(x, k, tau=0.8, seed=seed, relaxation=relaxation)
