@@ -12,7 +12,8 @@ path is exactly GDAS (Dong & Yang, CVPR 2019, single-path form) and every piece 
 * K candidates per row are drawn by one Gumbel-TopK call for all rows; ranks are dealt out to
   sub-graphs as they are or shuffled per row; the sub-graphs' losses are averaged.
 * The gradient of a row's logits is that of a straight-through factor on the executed candidate,
-  through one shared softmax (1) or the Plackett-Luce sequence of softmaxes (2), or the unbiased
+  through one shared softmax (1), the Plackett-Luce sequence of softmaxes (2), or the relaxed subset
+  of Xie & Ermon (IJCAI 2019), the same sequence with a soft mask; or it is the unbiased
   score-function estimate (3).
 
   With gate gradients :math:`c_k = \langle \partial L/\partial y, y\rangle` of the executed
@@ -91,8 +92,8 @@ class MSGDAS(TemperedSearch, PathSearch):
     assignment: Assignment = "rank"
     """Sub-graph k takes the k-th drawn candidate of every row, or each row shuffles."""
 
-    relaxation: Literal["shared", "conditional", "score"] = "shared"
-    """Gradient of the logits: one softmax (1), one per rank (2), or the score function (3)."""
+    relaxation: Literal["shared", "conditional", "subset", "score"] = "shared"
+    """Gradient of the logits: one softmax, one per rank, relaxed subset, or score function."""
 
     score_baseline: Annotated[float, Range(at_least=0, below=1)] = 0.0
     """Decay of the moving average of losses that the score function subtracts; 0 subtracts none."""
@@ -229,11 +230,11 @@ class MSGDAS(TemperedSearch, PathSearch):
 
     @property
     def _sampling(self) -> dict[str, Any]:
-        # With one path both softmaxes are the same; asking for one of them keeps the bits too.
-        conditional = self.relaxation == "conditional" and self.paths > 1
+        # With one path all softmaxes are the same; asking for one of them keeps the bits too.
+        is_shared = self.relaxation == "score" or self.paths == 1
         return {
             "paths": self.paths,
-            "relaxation": "conditional" if conditional else "shared",
+            "relaxation": "shared" if is_shared else self.relaxation,
             "assignment": self.assignment,
         }
 

@@ -6,6 +6,7 @@ padded with ``-inf``), so that one sampler call serves a whole step.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -80,6 +81,31 @@ class SubGraphs:
         picks = self.selected(k) if self.on_device else self.picks[k]
         return single_path_gates(self.rows, picks, weights)
 
+    def mixed_gates(self) -> dict[str, GateOutput]:
+        """Return the gates that run all K candidates of every row at once, mixed by their weights.
+
+        A pass with these is one of the multi-path methods, the memory of which grows with K.
+
+        Example:
+            >>> drawn = draw_sub_graphs({"cell": torch.zeros(3, 4)}, 2, tau=1.0,
+            ...                         seed=torch.tensor([0, 0]))
+            >>> drawn.mixed_gates()["cell"].weights.shape
+            torch.Size([3, 2])
+        """
+        counts = list(self.rows.values())
+        if self.on_device:
+            dense = torch.zeros_like(self.logits, dtype=self.weights.dtype)
+            parts = dense.scatter(1, self.dealt, self.weights).split(counts)
+            flags = self.ran().split(counts)
+            gates = [GateOutput(w, selected=f) for w, f in zip(parts, flags, strict=True)]
+        else:
+            names = iter(zip(*self.picks, strict=True))
+            gates = [
+                GateOutput(w, tuple(itertools.islice(names, len(w))))
+                for w in self.weights.split(counts)
+            ]
+        return dict(zip(self.rows, gates, strict=True))
+
 
 def stack_tables(alphas: Alphas) -> Tensor:
     """Stack the rows of all tables, in order, padding shorter rows with ``-inf``.
@@ -115,7 +141,7 @@ def draw_sub_graphs(
     *,
     tau: float,
     seed: Tensor,
-    relaxation: Literal["shared", "conditional"] = "shared",
+    relaxation: Literal["shared", "conditional", "subset"] = "shared",
     assignment: Assignment = "rank",
     on_device: bool = False,
 ) -> SubGraphs:
@@ -129,7 +155,8 @@ def draw_sub_graphs(
         paths: Sub-graphs to draw (K), at most the candidates of the shortest row.
         tau: Temperature of the relaxed weights.
         seed: Seed and offset, int64 ``[2]``; stream 0 draws candidates, stream 1 deals them out.
-        relaxation: One softmax for all ranks, or one for each rank over what is left.
+        relaxation: One softmax for all ranks, one for each rank over what is left, or one for
+            each rank over what is left softly: see `pyfast_nas.ops.gumbel_topk`.
         assignment: ``"rank"``: sub-graph k takes the k-th candidate of every row. ``"shuffle"``:
             every row deals its candidates out by a uniform permutation of its own.
         on_device: Whether the gates leave it to the device to skip what was not drawn.

@@ -64,7 +64,7 @@ def skip_heavy():
 class TestGradient:
     """The alpha gradient is (1.1) or (1.2) with gate gradients measured by scaling outputs."""
 
-    @pytest.mark.parametrize("relaxation", ["shared", "conditional"])
+    @pytest.mark.parametrize("relaxation", ["shared", "conditional", "subset"])
     @pytest.mark.parametrize("assignment", ["rank", "shuffle"])
     def test_formula(self, relaxation, assignment, start, skip_heavy, image_batch, monkeypatch):
         algorithm = MSGDAS(
@@ -84,7 +84,7 @@ class TestGradient:
         deal = torch.arange(3).expand(rows, 3)
         if assignment == "shuffle":
             deal = ops.philox_uniform(seed, rows, 3, stream=1).argsort(dim=1)
-        want = torch.zeros_like(alphas)
+        want, gate_gradients = torch.zeros_like(alphas), torch.zeros(rows, 3, dtype=torch.float64)
         for k in range(3):
             scale = torch.ones(rows, 1, dtype=torch.float64, requires_grad=True)
             chosen = picks.gather(1, deal[:, k : k + 1])
@@ -97,12 +97,23 @@ class TestGradient:
             (c,) = torch.autograd.grad(loss, scale)
             for row in range(rows):
                 rank, pick = int(deal[row, k]), int(chosen[row])
+                gate_gradients[row, rank] = c[row]
                 left = keys[row].clone()
                 if relaxation == "conditional":
                     left[picks[row, :rank]] = -torch.inf
                 q = (left / algorithm.tau_max).softmax(0)
                 one_hot = F.one_hot(torch.tensor(pick), width)
                 want[row] += c[row] * q[pick] * (one_hot - q) / algorithm.tau_max
+        if relaxation == "subset":
+            scores = moved = keys.clone().requires_grad_()
+            want = torch.zeros_like(alphas)
+            for rank in range(3):
+                q = (scores / algorithm.tau_max).softmax(1)
+                weight = q.gather(1, picks[:, rank : rank + 1])[:, 0]
+                want += torch.autograd.grad(
+                    weight, moved, gate_gradients[:, rank], retain_graph=True
+                )[0]
+                scores = scores + torch.log(1 - q)
         assert want.abs().max() > 1e-6
         torch.testing.assert_close(torch.cat(kept[0]), want, rtol=1e-7, atol=1e-12)
 
@@ -224,7 +235,7 @@ class GDAS:
 
 
 @pytest.mark.parametrize("assignment", ["rank", "shuffle"])
-@pytest.mark.parametrize("relaxation", ["shared", "conditional"])
+@pytest.mark.parametrize("relaxation", ["shared", "conditional", "subset"])
 def test_one_path_is_gdas_to_the_bit(
     relaxation, assignment, start, skip_heavy, image_batch, freeze
 ):

@@ -46,6 +46,7 @@ def run(algorithm, toy_batch, seed, steps, epochs):
         (2, "conditional", "rank", 2),
         (3, "conditional", "shuffle", 3),
         (4, "shared", "rank", 4),
+        (2, "subset", "shuffle", 0),
     ],
 )
 def test_msg_das_is_sure_of_the_informative_candidate(
@@ -67,7 +68,7 @@ def test_msg_das_is_sure_of_the_informative_candidate(
 
 @pytest.mark.long
 @pytest.mark.parametrize("assignment", ["rank", "shuffle"])
-@pytest.mark.parametrize("relaxation", ["shared", "conditional"])
+@pytest.mark.parametrize("relaxation", ["shared", "conditional", "subset"])
 @pytest.mark.parametrize("paths", [1, 2, 3, 4])
 @pytest.mark.parametrize("seed", range(5))
 def test_msg_das_in_all_forms(paths, relaxation, assignment, seed, toy_batch):
