@@ -53,9 +53,12 @@ def test_nas_bench_201_networks_cost_what_the_benchmark_says(real_data: Path, in
     assert counted["multiply-adds"] + 10 == round(float(row["c10_mmacs"]) * 1e6)
 
 
-def test_darts_network_has_as_many_parameters_as_published() -> None:
-    network = spaces.DARTS().build(spaces.darts.DARTS_V1)
-    assert count_network(network, IMAGE)["parameters"] == 3_169_414
+@pytest.mark.parametrize(
+    ("genotype", "parameters"), [(spaces.DARTS_V1, 3_169_414), (spaces.DARTS_V2, 3_349_342)]
+)
+def test_darts_networks_have_as_many_parameters_as_published(genotype, parameters: int) -> None:
+    counted = count_network(spaces.DARTS().build(genotype), IMAGE)
+    assert counted["parameters"] == parameters
 
 
 SNAS_TABLE = {
