@@ -11,6 +11,7 @@ from pyfast_nas.algorithms.base import SharedWeightSearch
 from pyfast_nas.algorithms.sub_graphs import SubGraphs
 from pyfast_nas.spaces import DARTS as DARTSSpace
 from pyfast_nas.spaces import NASBench201
+from pyfast_nas.spaces import ProxylessNAS as ProxylessNASSpace
 
 
 class Again:
@@ -39,6 +40,15 @@ class Again:
 
 SMALL = DARTSSpace(channels=4, cells=3, image_size=8, num_classes=3)
 STAGED = NASBench201(channels=4, cells=1, image_size=8, num_classes=3)
+CHAIN = ProxylessNASSpace(
+    widths=(16,),
+    blocks=(2,),
+    strides=(2,),
+    width_factor=0.25,
+    operations=("mbconv_3x3_e3", "zero", "mbconv_3x3_e6", "mbconv_5x5_e3"),
+    image_size=8,
+    num_classes=3,
+)
 
 
 def prepared(algorithm, epochs=3, steps_per_epoch=4, dtype=torch.float64, space=SMALL):
@@ -186,6 +196,12 @@ def test_a_step_that_samples_on_the_device(options, space):
 def test_a_step_of_gdas(variant, space):
     searches = (prepared(GDAS(variant=variant), 4, 5, space=space) for _ in range(2))
     check_recorded(*searches, alpha_steps=20)
+
+
+@pytest.mark.parametrize("name", ["K = 1", "K = 3, joint"])
+def test_a_step_that_samples_a_chain_on_the_device(name):
+    """Its candidates run as modules, and its rows differ in length."""
+    check_recorded(*(sampled(CHAIN, **SAMPLED[name]) for _ in range(2)), alpha_steps=15)
 
 
 def check_recorded(plain, graphed, alpha_steps):
