@@ -17,7 +17,13 @@ MODULES = sorted(
     for module in pkgutil.walk_packages(pyfast_nas.__path__, "pyfast_nas.")
     if not module.name.endswith(("__main__", "._C", "._version"))
 )
-PAGES = ("README.md", "docs/accelerate.md", "docs/costs.md", "docs/hypergradients.md")
+PAGES = (
+    "README.md",
+    "docs/accelerate.md",
+    "docs/costs.md",
+    "docs/hypergradients.md",
+    "docs/spaces.md",
+)
 PUBLIC = ("pyfast_nas", "pyfast_nas.ops", "pyfast_nas.hypergradients")
 
 
