@@ -1,6 +1,5 @@
 """Sizes that a chain can have: checks of the options, widths by a factor, strides by the image."""
 
-import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -11,6 +10,8 @@ __all__ = ["check_chain", "fitted_strides", "scaled"]
 
 LEAST_SIDE = 4  # pixels that are left behind all strides
 MOST_BLOCKS = 100  # of a stage
+MOST_STAGES = 32
+LARGEST_FACTOR = 100
 
 
 def scaled(width: int, factor: float, divisor: int) -> int:
@@ -66,9 +67,10 @@ def check_chain(where: str, space: Any, known: Collection[str], *, stages: int) 
         names = " or ".join(map(repr, known))
         raise SearchSpaceError(f"{where}: width must be {names}, got {space.width!r:.200}")
     factor = space.width_factor
-    if type(factor) not in (int, float) or not math.isfinite(factor) or factor <= 0:
+    if type(factor) not in (int, float) or not 0 < factor <= LARGEST_FACTOR:
         raise SearchSpaceError(
-            f"{where}: width_factor must be a finite number above 0, got {factor!r:.200}"
+            f"{where}: width_factor must be a number above 0 and at most {LARGEST_FACTOR}, "
+            f"got {factor!r:.200}"
         )
     if space.stem_stride not in (None, 1, 2):
         raise SearchSpaceError(
@@ -92,9 +94,10 @@ def check_chain(where: str, space: Any, known: Collection[str], *, stages: int) 
 
 
 def _length(where: str, option: str, values: Any) -> int:
-    if not isinstance(values, tuple) or not values:
+    if not isinstance(values, tuple) or not 1 <= len(values) <= MOST_STAGES:
         raise SearchSpaceError(
-            f"{where}: {option} must hold an integer for each stage, got {values!r:.200}"
+            f"{where}: {option} must hold an integer for each of 1 to {MOST_STAGES} stages, "
+            f"got {values!r:.200}"
         )
     return len(values)
 
