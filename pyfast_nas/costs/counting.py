@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyfast_nas.costs.passes import evaluating
 from pyfast_nas.costs.table import CostTable
 from pyfast_nas.errors import SearchSpaceError
 from pyfast_nas.nn.mixed_op import MixedOp
@@ -180,23 +181,12 @@ def _pass(model: nn.Module, shape: Sequence[int], owners: Sequence[nn.Module]) -
     with (
         torch.random.fork_rng(devices=()),
         torch.no_grad(),
-        _evaluating(model),
+        evaluating(model),
         _hooked(model, counter, owners),
         counter,
     ):
         functional_call(model, on_meta, (x,))
     return counter.counts
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pyfast_nas import _ext
 from pyfast_nas.costs.deployed import deployed
+from pyfast_nas.costs.passes import evaluating
 from pyfast_nas.costs.table import CostTable
 from pyfast_nas.errors import ConfigError, SearchSpaceError
 from pyfast_nas.nn.gates import GateOutput
@@ -127,7 +128,7 @@ def measure_network(
     """
     x = _batch(module, input_shape, "measure_network")
     timer = _Timer(x.device, warmup, repeats, clock)
-    with _alone(x.device), _evaluating(module):
+    with _alone(x.device), evaluating(module):
         return timer.median(lambda: module(x))
 
 
@@ -245,14 +246,3 @@ def _alone(device: torch.device) -> Iterator[None]:
     """Measure without gradients, and give torch's generators back as they were."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
         yield
-
-
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        module.eval()
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
