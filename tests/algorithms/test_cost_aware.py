@@ -11,7 +11,6 @@ from pyfast_nas.algorithms import DARTS
 from pyfast_nas.algorithms.cost_aware import CostAware
 from pyfast_nas.costs import CostTable, count
 from pyfast_nas.errors import ConfigError
-from tests.algorithms.conftest import start
 
 SPACE = spaces.NASBench201(channels=4, cells=1, image_size=8)
 
@@ -21,54 +20,54 @@ class Search(CostAware, DARTS):
     """A search that has costs and does nothing with them."""
 
 
-def test_without_a_cost_there_is_no_table() -> None:
+def test_without_a_cost_there_is_no_table(start) -> None:
     assert start(Search(), SPACE).cost_table is None
 
 
 @pytest.mark.parametrize("unit", ["parameters", "multiply-adds"])
-def test_counted_costs_are_those_of_the_space(unit: str) -> None:
+def test_counted_costs_are_those_of_the_space(unit: str, start) -> None:
     search = start(Search(cost=unit), SPACE)
     assert search.cost_table.to_dict() == count(search.supernet, (1, 3, 8, 8))[unit].to_dict()
 
 
-def test_latency_is_measured_where_the_search_runs() -> None:
+def test_latency_is_measured_where_the_search_runs(start) -> None:
     table = start(Search(cost="latency"), SPACE).cost_table
     none, skip, _, conv, _ = table.rows["cell"][0].tolist()
     assert table.unit == "ms"
     assert none == 0.0 <= skip < conv
 
 
-def test_images_need_not_be_square() -> None:
+def test_images_need_not_be_square(start) -> None:
     wide = dataclasses.replace(SPACE, image_size=(8, 16))
     costs = [start(Search(cost="multiply-adds"), s).cost_table.rows["cell"] for s in (SPACE, wide)]
     assert torch.equal(2 * costs[0], costs[1])
 
 
-def test_table_is_read_from_a_file(tmp_path: Path) -> None:
+def test_table_is_read_from_a_file(tmp_path: Path, start) -> None:
     path = tmp_path / "costs.json"
     CostTable("mJ", 1.0, {"cell": torch.rand(2, 4)}).save(path)
     search = start(Search(cost=str(path)), spaces.Toy())
     assert search.cost_table.to_dict() == CostTable.load(path).to_dict()
 
 
-def test_table_of_other_candidates_is_refused(tmp_path: Path) -> None:
+def test_table_of_other_candidates_is_refused(tmp_path: Path, start) -> None:
     path = tmp_path / "costs.json"
     CostTable("mJ", 1.0, {"cell": torch.rand(2, 4)}).save(path)
     with pytest.raises(ConfigError, match=r"\(6, 5\).*got .*\(2, 4\)"):
         start(Search(cost=str(path)), SPACE)
 
 
-def test_space_without_images_is_refused() -> None:
+def test_space_without_images_is_refused(start) -> None:
     with pytest.raises(ConfigError, match="'toy', has no images, got 'parameters'"):
         start(Search(cost="parameters"), spaces.Toy())
 
 
-def test_unknown_cost_is_refused() -> None:
+def test_unknown_cost_is_refused(start) -> None:
     with pytest.raises(ConfigError, match="or the file of a table, got 'flops'"):
         start(Search(cost="flops"), SPACE)
 
 
-def test_resumed_search_has_the_costs_it_was_saved_with(tmp_path: Path) -> None:
+def test_resumed_search_has_the_costs_it_was_saved_with(tmp_path: Path, start) -> None:
     path = tmp_path / "costs.json"
     CostTable("mJ", 1.0, {"cell": torch.rand(2, 4)}).save(path)
     search = start(Search(cost=str(path)), spaces.Toy())

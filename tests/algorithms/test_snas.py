@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyfast_nas import ops, spaces
-from pyfast_nas.algorithms import SNAS, StepGraph
+from pyfast_nas.algorithms import SNAS
 from pyfast_nas.algorithms.snas import concrete_log_density, concrete_log_sample
 from pyfast_nas.costs import ResourceCost
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.nn import GateOutput
-from tests.algorithms.test_step_graph import Again
 
 STAGED = spaces.NASBench201(channels=4, cells=1, image_size=8, num_classes=3, in_channels=1)
 LOGITS = torch.tensor([0.3, -0.2, 0.1, 0.5], dtype=torch.float64)
@@ -258,21 +257,6 @@ def test_failing_step_moves_nothing(start, image_batch, monkeypatch, freeze) -> 
     with pytest.raises(ValueError, match="must return a tensor of shape"):
         algorithm.step(image_batch(0), image_batch(1))
     assert freeze(algorithm.supernet.state_dict()) == before
-
-
-def test_recorded_steps_are_the_same_to_the_bit(start, image_batch) -> None:
-    options = {"resource_weight": 1.5e-3}
-    plain, recorded = (
-        start(SNAS(**options), STAGED, epochs=3, steps_per_epoch=4) for _ in range(2)
-    )
-    graph = StepGraph(recorded, recorder := Again())
-    for step in range(12):
-        train = image_batch(step)
-        want, got = plain.step(train, train), graph.step(train, train)
-        assert all(torch.equal(torch.as_tensor(want[k]), torch.as_tensor(got[k])) for k in want)
-    assert (graph.reason, recorder.recordings, recorder.replays) == ("", 3, 9)
-    theirs = plain.supernet.state_dict()
-    assert all(torch.equal(t, theirs[k]) for k, t in recorded.supernet.state_dict().items())
 
 
 FORMS = ("discrete", "reparametrization", "policy_gradient")

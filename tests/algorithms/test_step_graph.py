@@ -6,7 +6,7 @@ import copy
 import pytest
 import torch
 
-from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, ProxylessNAS, StepGraph
+from pyfast_nas.algorithms import DARTS, GDAS, MSGDAS, SNAS, ProxylessNAS, StepGraph
 from pyfast_nas.algorithms.base import SharedWeightSearch
 from pyfast_nas.algorithms.sub_graphs import SubGraphs
 from pyfast_nas.spaces import DARTS as DARTSSpace
@@ -82,8 +82,9 @@ def state_of(algorithm):
     return tensors
 
 
-def test_the_same_search_to_the_bit():
-    plain, graphed = prepared(DARTS()), prepared(DARTS())
+@pytest.mark.parametrize("search", [DARTS, lambda: SNAS(resource_weight=1.5e-3)])
+def test_the_same_search_to_the_bit(search):
+    plain, graphed = prepared(search()), prepared(search())
     recorder = Again()
     graph = StepGraph(graphed, recorder)
     for train, valid in batches(12):
