@@ -33,7 +33,7 @@ def chain(track=False):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(8, 8), (7, 5)])
 def test_shapes_and_parameters(name, stride, size):
-    """Test S3 of the plan: every candidate at strides 1 and 2."""
+    """Check S3, shapes and networks: every candidate at strides 1 and 2."""
     kernel, expansion = BOTTLENECKS[name]
     assert name == f"mbconv_{kernel}x{kernel}_e{expansion}"
     layer = BlockSizes(4, 10, stride).layer(name, True)
@@ -94,7 +94,7 @@ def test_zero_leaves_the_shortcut_alone():
 
 @pytest.mark.parametrize("track", [False, True])
 def test_one_hot_supernet_equals_the_derived_network(track):
-    """Test S3 of the plan: agreement to 1e-6, trained and evaluated, gradients included."""
+    """Check S3, shapes and networks: agreement to 1e-6, trained and evaluated."""
     sizes, rows = chain(track)
     net = ChainSupernet(rows, sizes).double()
     for picks in ((0, 6, 3, 5), (4, 1, 6, 2), (5, 2, 0, 0)):

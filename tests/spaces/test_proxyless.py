@@ -31,7 +31,7 @@ def count(tensors):
 
 
 def test_search_network_golden_size():
-    """Test S1 of the plan: weights of the official super-net."""
+    """Check S1, sizes: weights of the official super-net."""
     net = ProxylessNAS(**IMAGENET).supernet()
     assert count(net.weight_parameters()) == 16_034_168
     assert list(net.alphas["blocks"].shape) == [21, 7]
@@ -115,7 +115,7 @@ def test_rows():
 
 
 def test_ties_go_to_the_lowest_index():
-    """Test S2 of the plan."""
+    """Check S2, derivation."""
     genotype = ProxylessNAS().derive({"blocks": torch.zeros(21, 7)})
     assert {edge.op for edge in genotype.cells["blocks"]} == {"mbconv_3x3_e3"}
     assert genotype.outputs == {"blocks": (21,)}

@@ -41,7 +41,7 @@ def space(request):
     ("space", "size"), [(S1, 405_146), (S2, 665_466), (S3, 665_466), (S4, 624_506)]
 )
 def test_search_network_golden_size(space, size):
-    """Test S1 of the plan: weights of the super-net of 16 channels and 8 cells."""
+    """Check S1, sizes: weights of the super-net of 16 channels and 8 cells."""
     net = space().supernet()
     assert sum(p.numel() for p in net.weight_parameters()) == size
     columns = max(map(len, space().candidates["normal"]))
@@ -88,7 +88,7 @@ def test_an_operation_of_another_edge_is_refused():
 
 @pytest.mark.promise("S11")
 def test_ties_go_to_the_lowest_index(space):
-    """Test S2 of the plan: the first two edges of every node, the first candidate but `none`."""
+    """Check S2, derivation: the first two edges of every node, the first candidate but `none`."""
     columns = max(map(len, space.candidates["normal"]))
     genotype = space.derive({table: torch.zeros(14, columns) for table in ("normal", "reduce")})
     for table, rows in space.candidates.items():
@@ -149,7 +149,7 @@ def test_unlike_rows_are_drawn_uniformly():
 
 @pytest.mark.parametrize("track", [False, True])
 def test_one_hot_supernet_equals_the_derived_network(space, track, monkeypatch):
-    """Test S3 of the plan: agreement to 1e-6, trained and evaluated."""
+    """Check S3, shapes and networks: agreement to 1e-6, trained and evaluated."""
 
     # Both draw their noise, and not as often: here it is the same everywhere.
     def same(self, x):
