@@ -11,6 +11,8 @@ from pyfast_nas.costs import CostTable, extremes
 FEW = spaces.DARTS(nodes=2, operations=("none", "skip_connect", "max_pool_3x3"))
 OPS = list(itertools.product(FEW.operations[1:], repeat=2))
 
+LIMITS = (torch.amin, torch.amax)
+
 
 def drawn_costs(space) -> CostTable:
     rows = {
@@ -47,12 +49,22 @@ def test_no_architecture_costs_less_or_more(space) -> None:
         assert got == pytest.approx([min(totals), max(totals)], rel=1e-12)
 
 
-def test_none_counts_where_an_architecture_may_have_it() -> None:
-    space = spaces.NASBench201()
+@pytest.mark.parametrize("space", [spaces.NASBench201(), spaces.DARTS(nodes=2, edges="all")])
+def test_none_counts_where_an_architecture_may_have_it(space) -> None:
     torch.manual_seed(0)
     costs = drawn_costs(space)
-    sides = [costs.of(genotype, space.candidates) for genotype in extremes(costs, space)]
-    values = costs.rows["cell"]
-    assert sides == pytest.approx([1 + float(f(1).values.sum()) for f in (values.min, values.max)])
-    free = CostTable("ms", 1.0, {"cell": torch.tensor([[0.0, 1.0, 2.0, 3.0, 4.0]]).expand(6, 5)})
-    assert space.to_string(extremes(free, space)[0]).count("none") == 6
+    found = extremes(costs, space)
+    sides = [costs.of(genotype, space.candidates) for genotype in found]
+    ends = [sum(float(f(rows, 1).sum()) for rows in costs.rows.values()) for f in LIMITS]
+    assert sides == pytest.approx([1 + end for end in ends])
+    free = CostTable(
+        "ms",
+        1.0,
+        {
+            t: torch.arange(rows.numel()).view(rows.shape) % rows.shape[1]
+            for t, rows in costs.rows.items()
+        },
+    )
+    cheapest = extremes(free, space)[0]
+    space.check(cheapest)
+    assert {edge.op for cell in cheapest.cells.values() for edge in cell} == {"none"}
