@@ -1,15 +1,16 @@
-"""The picture of the README and of docs/benchmarks.md, made from the result files."""
+"""The pictures of the README and of docs/benchmarks.md, made from the result files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pyfast_nas.bench import read
-from pyfast_nas.bench.record import OURS
+from pyfast_nas.bench.record import OURS, on_gpu
+from pyfast_nas.bench.steps import MODES, PATHS, path_search
 from pyfast_nas.bench.summary import Record, mebibytes, time
 from pyfast_nas.bench.targets import FOREIGN, SUPERNET, rows_of
 from pyfast_nas.viz.bars import Bar, Panel, bar_chart
 
-__all__ = ["picture"]
+__all__ = ["paths_picture", "picture"]
 
 FOLDER = Path(__file__).parent / "results"
 NAMES = {
@@ -52,6 +53,38 @@ def picture(folder: Path = FOLDER) -> str:
             device = rows[0]["device"]
             return bar_chart(panels, title=f"Times and memory on {device}, less is better")
     return bar_chart([], title="Nothing has been measured yet")
+
+
+def paths_picture(folder: Path = FOLDER) -> str:
+    """Return the SVG of a step's memory and time against K, or nothing where none was measured."""
+    for path in sorted(folder.glob("*.json")):
+        records = read(path)
+        found = {row["provider"]: row for row in rows_of(records, "paths", SUPERNET, "step")}
+        if found:
+            what, key = "Resident peak of the first step", "resident_bytes"
+            if on_gpu(records):
+                what, key = "Peak of a step", "peak_bytes"
+            panels = [_paths_panel(what, found, key), _paths_panel("Time of a step", found)]
+            title = f"Memory and time of MSG-DAS steps on {records[0]['device']}, less is better"
+            return bar_chart(panels, title=title)
+    return ""
+
+
+def _paths_panel(title: str, found: Mapping[str, Record], key: str = "") -> Panel:
+    """Both DARTS steps, then each mode from the largest K down: bytes of ``key``, or times."""
+    names = {"eager": "DARTS in PyTorch", "fused": "DARTS, pyfast_nas"}
+    names |= {n: f"MSG-DAS, {n}" for m in MODES for k in PATHS[::-1] for n in [path_search(m, k)]}
+    bars = [
+        Bar(
+            name=label,
+            value=found[name][key] if key else _median(found[name]),
+            label=f"{mebibytes(found[name][key])} MiB" if key else time(found[name]),
+            strong=name not in ("eager", "fused"),
+        )
+        for name, label in names.items()
+        if name in found and (not key or key in found[name])
+    ]
+    return Panel(title=title, bars=bars)
 
 
 def _memory(rows: Sequence[Record]) -> Panel:

@@ -1,10 +1,10 @@
-"""Make docs/benchmarks.md and its picture of the result files: ``python -m benchmarks.tables``."""
+"""Make docs/benchmarks.md and its pictures of the result files: ``python -m benchmarks.tables``."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.picture import picture
+from benchmarks.picture import paths_picture, picture
 from benchmarks.texts import HEAD, NO_GPU, OF_THE_CPU, TEXTS
 from pyfast_nas.bench import read
 from pyfast_nas.bench.record import OURS, on_gpu
@@ -41,7 +41,7 @@ def _section(operator: str, rows: Sequence[Record]) -> str:
     versions = sorted({_versions(row) for row in rows})
     parts = [f"### {operator}\n", TEXTS.get(operator, "")]
     parts += ["" if on_gpu(rows) else OF_THE_CPU.get(operator, ""), f"{'; '.join(versions)}.\n"]
-    if operator in ("supernet", "profile", "step", "product"):
+    if operator in ("supernet", "profile", "step", "paths", "product"):
         for (_, case, dtype, threads), some in by_case(rows).items():
             parts.append(f"**{case}**, {dtype}, {threads} threads\n\n{_markdown(*table(some))}")
     else:
@@ -96,9 +96,11 @@ def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def main() -> None:
-    """Write the page and its picture."""
+    """Write the page and its pictures."""
     (DOCS / "benchmarks.md").write_text(page(), encoding="utf-8")
     (DOCS / "benchmarks.svg").write_text(picture(), encoding="utf-8")
+    if drawn := paths_picture():
+        (DOCS / "paths.svg").write_text(drawn, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -52,6 +52,16 @@ PyTorch: DARTS of first order, and of second order by central differences with t
 MSG-DAS stands beside the plain step of first order. MSG-DAS runs with its defaults, past both
 warm-ups; guidance is one more forward pass of the whole super-net.
 """,
+    "paths": """\
+What the number of sub-graphs costs. MSG-DAS runs K of them a step, one after another (`accumulate`:
+the memory of one) or all before one backward pass (`joint`: the memory of K); both give the same
+gradients. `eager` and `fused` are the first-order DARTS step, plain and ours, which runs every
+candidate. Without guidance, whose forward pass costs the same for any K. Peak is the allocator's in
+a step; resident is that of the first step of a fresh process above its idle state, the buffers of
+both optimizers and scratch of kernels included: MiB.
+
+![Memory and time of a step against the number of sub-graphs](paths.svg)
+""",
     "product": """\
 The Hessian in the weights and the mixed derivative times a vector, exactly: the gradient with its
 graph, then both products in one pass backwards. Ours differentiates the plain composition of the

@@ -14,13 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from pyfast_nas.bench.memory import resident_peak
 from pyfast_nas.bench.networks import DARTSCase, NASBench201Case, NetworkCase
 from pyfast_nas.bench.parts import CellCase, EdgeCase, NodeCase
+from pyfast_nas.bench.steps import StepCase
 
 __all__ = [
     "ChildError",
@@ -29,6 +30,7 @@ __all__ = [
     "compile_seconds",
     "main",
     "resident_bytes",
+    "resident_step_bytes",
 ]
 
 
@@ -49,6 +51,17 @@ def resident_bytes(case: NetworkCase, provider: str, seconds: float = 600.0) -> 
         ChildError: If the child does not answer.
     """
     return _ask("resident", case, provider, seconds)["bytes"]
+
+
+def resident_step_bytes(net: DARTSCase, provider: str, search: str, seconds: float = 600.0) -> int:
+    """Resident peak of the first search step in a fresh process, counted as in `resident_bytes`.
+
+    The optimizers make their buffers in it.
+
+    Raises:
+        ChildError: If the child does not answer.
+    """
+    return _ask("resident", net, provider, seconds, search=search)["bytes"]
 
 
 def compile_seconds(case: NetworkCase, provider: str, seconds: float, device: str = "cpu") -> float:
@@ -78,7 +91,12 @@ def compile_cache() -> Iterator[None]:
 
 
 def _ask(
-    task: str, case: NetworkCase, provider: str, seconds: float, device: str = "cpu"
+    task: str,
+    case: NetworkCase,
+    provider: str,
+    seconds: float,
+    device: str = "cpu",
+    search: str = "",
 ) -> dict[str, float]:
     request = {
         "task": task,
@@ -86,6 +104,7 @@ def _ask(
         "case": dataclasses.asdict(case),
         "provider": provider,
         "device": device,
+        "search": search,
     }
     request["threads"] = torch.get_num_threads()
     # A session of its own: the compiler's helpers end with it.
@@ -117,11 +136,13 @@ def main(arguments: list[str]) -> None:
     case, provider = KINDS[request["kind"]](**request["case"]), request["provider"]
     # Hundreds of edges share one line of code; by default only eight of them are compiled.
     allow_recompilation()
-    workload = case.workload(provider, device=request["device"])
     if request["task"] == "resident":
-        _warm_up(case, provider)
-        answer = {"bytes": resident_peak(workload.call("both"))}
+        call = _call(case, provider, request["search"])
+        _call(dataclasses.replace(case, batch=2), provider, request["search"])()
+        _give_back()
+        answer = {"bytes": resident_peak(call)}
     else:
+        workload = case.workload(provider, device=request["device"])
         start = time.perf_counter()
         workload.forward()
         workload.results()
@@ -129,9 +150,15 @@ def main(arguments: list[str]) -> None:
     print(json.dumps(answer))
 
 
-def _warm_up(case: NetworkCase, provider: str) -> None:
-    """Load the code that a small batch runs, and give its memory back."""
-    dataclasses.replace(case, batch=2).workload(provider).results()
+def _call(case: NetworkCase, provider: str, search: str) -> Callable[[], object]:
+    """Make a step of ``search``, or a forward and backward pass where there is none."""
+    if search:
+        return StepCase(net=case).stepper(provider, search)
+    return case.workload(provider).call("both")
+
+
+def _give_back() -> None:
+    """Give the memory of a warm-up back."""
     gc.collect()
     with contextlib.suppress(AttributeError):  # a C library without it
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,7 +1,7 @@
 """What is run when: cases chosen, results checked, providers timed in turn, rows made."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -16,12 +16,13 @@ from pyfast_nas.bench.child import (
 from pyfast_nas.bench.memory import held_bytes, kept_bytes, peak_bytes
 from pyfast_nas.bench.networks import DARTSCase, NetworkCase
 from pyfast_nas.bench.operators import MIXED_SUM_CASES, NORM_MIXED_SUM_CASES, OperatorCase
+from pyfast_nas.bench.paths import bench_paths
 from pyfast_nas.bench.products import ProductCase
 from pyfast_nas.bench.profile import bench_profile, launches
 from pyfast_nas.bench.record import Row
 from pyfast_nas.bench.rivals import PROVIDERS
 from pyfast_nas.bench.sampling import GUMBEL_TOPK_CASES
-from pyfast_nas.bench.settings import Settings, network_cases
+from pyfast_nas.bench.settings import Say, Settings, network_cases
 from pyfast_nas.bench.steps import PLAIN, SEARCHES, StepCase
 from pyfast_nas.bench.tensor_lists import TENSOR_LIST_CASES
 from pyfast_nas.bench.timing import Timing, copy_bandwidth, measure
@@ -30,7 +31,6 @@ from pyfast_nas.testing import full_float32
 
 __all__ = ["bench", "bench_network", "bench_operator", "bench_products", "bench_steps"]
 
-Say = Callable[[str], None]
 _OPERATOR_CASES = {
     "operators": (*MIXED_SUM_CASES, *NORM_MIXED_SUM_CASES, *GUMBEL_TOPK_CASES),
     "tensor-list": TENSOR_LIST_CASES,
@@ -69,9 +69,9 @@ def _bench(what: str, settings: Settings, say: Say) -> Iterator[list[Row]]:
         net = DARTSCase(batch=half, channels=settings.channels, cells=settings.cells)
         yield bench_products(ProductCase(net=net), settings, say)
         return
-    if what == "step":
+    if what in ("step", "paths"):
         net = DARTSCase(batch=settings.batch_size, channels=settings.channels, cells=settings.cells)
-        yield bench_steps(StepCase(net=net), settings, say)
+        yield (bench_steps if what == "step" else bench_paths)(StepCase(net=net), settings, say)
         return
     if what == "profile":
         for case in network_cases("supernet", settings):

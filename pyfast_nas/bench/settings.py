@@ -1,15 +1,26 @@
 """What a session runs: sizes, rivals, patience, and the cases that follow from them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pyfast_nas.bench.networks import DARTSCase, NASBench201Case, NetworkCase
 from pyfast_nas.bench.parts import CellCase, EdgeCase, NodeCase
 from pyfast_nas.bench.rivals import PROVIDERS
 
-__all__ = ["WHAT", "Settings", "network_cases"]
+__all__ = ["WHAT", "Say", "Settings", "network_cases"]
 
-WHAT = ("operators", "tensor-list", "edge", "cell", "supernet", "profile", "step", "product")
+WHAT = (
+    "operators",
+    "tensor-list",
+    "edge",
+    "cell",
+    "supernet",
+    "profile",
+    "step",
+    "paths",
+    "product",
+)
+Say = Callable[[str], None]
 STAGES = ((16, 32), (32, 16), (64, 8))  # width of the cells and side of the images
 
 

@@ -14,7 +14,16 @@ from pyfast_nas.bench.networks import CLASSES, DARTSCase
 from pyfast_nas.bench.rivals import PROVIDERS
 from pyfast_nas.typing import Batch
 
-__all__ = ["PLAIN", "SEARCHES", "PlainSearch", "PlainSecondOrder", "StepCase"]
+__all__ = [
+    "MODES",
+    "PATHS",
+    "PLAIN",
+    "SEARCHES",
+    "PlainSearch",
+    "PlainSecondOrder",
+    "StepCase",
+    "path_search",
+]
 
 Step = Callable[[Batch, Batch], Mapping[str, Tensor]]
 
@@ -29,7 +38,31 @@ SEARCHES: dict[str, Callable[[], Any]] = {
 }
 
 
-def _msg_das(paths: int, **options: float) -> algorithms.MSGDAS:
+# Numbers of sub-graphs and ways of running them whose memory is compared.
+PATHS = (1, 2, 4, 8)
+MODES = ("accumulate", "joint")
+
+
+def path_search(mode: str, paths: int) -> str:
+    """Name of MSG-DAS with ``paths`` sub-graphs, without guidance, which costs the same for any K.
+
+    Example:
+        >>> path_search("joint", 2)
+        'joint, K = 2'
+    """
+    return f"{mode}, K = {paths}"
+
+
+def _search(name: str) -> Any:
+    """Make the algorithm of this name."""
+    if name in SEARCHES:
+        return SEARCHES[name]()
+    named = {path_search(mode, k): (mode, k) for mode in MODES for k in PATHS}
+    mode, k = named[name]
+    return _msg_das(k, mode=mode, kd_weight=0.0)
+
+
+def _msg_das(paths: int, **options: Any) -> algorithms.MSGDAS:
     # Past both warm-ups, so that a step does all that it ever does.
     return algorithms.MSGDAS(paths=paths, alpha_warmup=0.0, kd_warmup=0.0, **options)
 
@@ -166,7 +199,7 @@ class StepCase:
             model.to(memory_format=torch.channels_last)
             batches = [(x.contiguous(memory_format=torch.channels_last), y) for x, y in batches]
         if how.ours:
-            algorithm = SEARCHES[search]()
+            algorithm = _search(search)
             # Long enough that no timed step reaches the second epoch.
             algorithm.prepare(
                 model,

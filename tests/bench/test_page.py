@@ -60,6 +60,8 @@ def test_page_and_picture_are_those_of_the_committed_results():
     # Run `python -m benchmarks.tables` after a measurement.
     assert (DOCS / "benchmarks.md").read_text() == tables.page()
     assert (DOCS / "benchmarks.svg").read_text() == picture.picture()
+    if drawn := picture.paths_picture():
+        assert (DOCS / "paths.svg").read_text() == drawn
 
 
 def test_page_shows_ratios_memory_and_who_did_not_finish(folder):
