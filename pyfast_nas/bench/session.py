@@ -1,6 +1,7 @@
 """What is run when: cases chosen, results checked, providers timed in turn, rows made."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -12,6 +13,7 @@ from pyfast_nas.bench.child import (
     compile_cache,
     compile_seconds,
     resident_bytes,
+    resident_step_bytes,
 )
 from pyfast_nas.bench.memory import held_bytes, kept_bytes, peak_bytes
 from pyfast_nas.bench.networks import DARTSCase, NetworkCase
@@ -23,7 +25,7 @@ from pyfast_nas.bench.record import Row
 from pyfast_nas.bench.rivals import PROVIDERS
 from pyfast_nas.bench.sampling import GUMBEL_TOPK_CASES
 from pyfast_nas.bench.settings import Say, Settings, network_cases
-from pyfast_nas.bench.steps import PLAIN, SEARCHES, StepCase
+from pyfast_nas.bench.steps import LARGE, PLAIN, SEARCHES, SECOND_ORDER, StepCase
 from pyfast_nas.bench.tensor_lists import TENSOR_LIST_CASES
 from pyfast_nas.bench.timing import Timing, copy_bandwidth, measure
 from pyfast_nas.bench.workload import DEEP, FLOAT64, KINKS, Errors, Workload, check
@@ -304,7 +306,7 @@ def bench_steps(
     # A replay allocates nothing: what a recording works in is kept between steps.
     peaks = {at: peak_bytes(call, device) for at, call in calls.items() if at[1] != "recorded"}
     started = {at: launches(call, device) for at, call in calls.items()}
-    return [
+    rows = [
         Row(
             operator="step",
             case=case.name(search),
@@ -324,4 +326,32 @@ def bench_steps(
         for at in calls
         for name in [at[1]]
         if at[0] == search or (at[0] == first and name in rivals and search not in PLAIN)
+    ]
+    return rows + _large_step(case, settings, say)
+
+
+def _large_step(case: StepCase, settings: Settings, say: Say) -> list[Row]:
+    """Weigh a step of second order at many times the batch, where plain PyTorch needs far more."""
+    if not settings.resident or torch.device(settings.device).type != "cpu":
+        return []
+    net = dataclasses.replace(case.net, batch=LARGE * case.net.batch)
+    name = StepCase(net=net).name(SECOND_ORDER)
+    say(f"step, {name}: weighing")
+    try:
+        found = {"resident_bytes": resident_step_bytes(net, "fused", SECOND_ORDER)}
+    except ChildError as error:
+        found = {"note": str(error)}
+    return [
+        Row(
+            operator="step",
+            case=name,
+            mode="step",
+            provider="fused",
+            shape=list(net.input_shapes[0]),
+            dtype="float32",
+            threads=torch.get_num_threads(),
+            timing=None,
+            images=net.batch,
+            **found,
+        )
     ]

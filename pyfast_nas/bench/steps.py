@@ -15,10 +15,12 @@ from pyfast_nas.bench.rivals import PROVIDERS
 from pyfast_nas.typing import Batch
 
 __all__ = [
+    "LARGE",
     "MODES",
     "PATHS",
     "PLAIN",
     "SEARCHES",
+    "SECOND_ORDER",
     "PlainSearch",
     "PlainSecondOrder",
     "StepCase",
@@ -27,10 +29,13 @@ __all__ = [
 
 Step = Callable[[Batch, Batch], Mapping[str, Tensor]]
 
+SECOND_ORDER = "second-order DARTS"
+LARGE = 16  # times the batch of the timed steps, at which a step of second order is weighed
+
 # Case -> the algorithm that our provider runs. Guidance is one more forward pass of the super-net.
 SEARCHES: dict[str, Callable[[], Any]] = {
     "first-order DARTS": algorithms.DARTS,
-    "second-order DARTS": lambda: algorithms.DARTS(hypergradient="finite_difference"),
+    SECOND_ORDER: lambda: algorithms.DARTS(hypergradient="finite_difference"),
     "MSG-DAS, K = 1": lambda: _msg_das(1),
     "MSG-DAS, K = 2": lambda: _msg_das(2),
     "MSG-DAS, K = 4": lambda: _msg_das(4),
@@ -156,7 +161,7 @@ class PlainSecondOrder(PlainSearch):
 
 
 # Searches that are written out in plain PyTorch; the first one's step is timed beside all others.
-PLAIN = {"first-order DARTS": PlainSearch, "second-order DARTS": PlainSecondOrder}
+PLAIN = {"first-order DARTS": PlainSearch, SECOND_ORDER: PlainSecondOrder}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,18 @@ def test_a_model_that_is_left_as_it_was_is_not_timed_as_ours(quick, monkeypatch)
     assert {row.provider for row in rows if row.timing} == {"eager", "fused"}
 
 
+def test_a_step_of_second_order_is_weighed_at_a_larger_batch(quick, monkeypatch):
+    case = StepCase(net=DARTSCase(batch=2, channels=2, cells=1))
+    weighed = dataclasses.replace(quick, resident=True)
+    asked = []
+    monkeypatch.setattr(session, "resident_step_bytes", lambda *what: asked.append(what) or 7 << 20)
+    *_, row = session.bench_steps(case, weighed, silent, searches=("first-order DARTS",))
+    ((net, provider, search),) = asked
+    assert (net.batch, provider, search) == (32, "fused", "second-order DARTS")
+    assert row.timing is None and row.resident_bytes == 7 << 20
+    assert row.case == f"second-order DARTS: {net.name}"
+
+
 def test_a_wrong_provider_stops_the_bench(quick, monkeypatch):
     monkeypatch.setattr(session, "measure", lambda *_, **__: pytest.fail("the clock was started"))
     ours = EdgeCase.ours

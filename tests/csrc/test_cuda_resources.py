@@ -26,7 +26,8 @@ def major(version: str) -> str:
 
 
 @pytest.mark.promise("B6")
-@pytest.mark.timeout(300)
+@pytest.mark.long
+@pytest.mark.timeout(600)
 def test_every_kernel_takes_what_the_record_says() -> None:
     record = json.loads(cuda_resources.RECORD.read_text())
     found = cuda_resources.measure(TOOLS)

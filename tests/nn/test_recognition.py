@@ -213,6 +213,9 @@ def test_unknown(name):
 def test_every_candidate_of_ours_is_known():
     for (name, make), stride in itertools.product(PRIMITIVES.items(), (1, 2)):
         recipe = recognise(make(2 * CHANNELS, stride, True, True))
+        if name == "noise":  # reads nothing of its input
+            assert recipe is None
+            continue
         assert recipe.stride == stride and recipe.certain
         assert recipe.needs_even_sides == ((name, stride) == ("skip_connect", 2))
 
