@@ -12,10 +12,11 @@ edge leads. Rows go into a file, the page is made from them.
 import argparse
 import dataclasses
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 
 from benchmarks.quality_page import page
 from pyfast_nas.bench.record import commit, device_name
+from pyfast_nas.costs import fit_column
 from pyfast_nas.spaces import NASBench201
 from pyfast_nas.spaces.tables import AccuracyTable
 from pyfast_nas.viz.run_folder import RunFolder
@@ -34,9 +36,20 @@ METHODS = {
     "DARTS, first order": ("--algorithm", "darts"),
     "DARTS, second order": (*("--algorithm", "darts", "--hypergradient", "finite_difference"),),
     "iDARTS": ("--algorithm", "idarts"),
+    "SNAS": ("--algorithm", "snas"),
+    "GDAS": ("--algorithm", "gdas"),
+    "ProxylessNAS": ("--algorithm", "proxylessnas"),
+    "UNAS": ("--algorithm", "unas"),
     "MSG-DAS, K = 2": ("--algorithm", "msg-das"),
     "random search": ("--algorithm", "random"),
+    # The architecture pays for its latency; {costs} is fitted to the table of latencies.
+    "ProxylessNAS, latency": (
+        *("--algorithm", "proxylessnas", "--cost", "{costs}", "--cost-reference", "{reference}"),
+    ),
+    "UNAS, latency": ("--algorithm", "unas", "--cost", "{costs}", "--cost-weight", "0.1"),
+    "SNAS, resources": ("--algorithm", "snas", "--resource-weight", "0.0015"),
 }
+COST = "{costs}"
 # What is compared by default: in as many epochs, in as much time.
 STUDIES = {
     "epochs": ("DARTS, first order", "DARTS, second order", "iDARTS", "random search"),
@@ -92,7 +105,7 @@ def run(
     epochs: int,
     options: Sequence[str],
     measured: AccuracyTable,
-    latencies: Mapping[str, float] | None = None,
+    latencies: tuple[AccuracyTable, str] | None = None,
 ) -> Found:
     """Search once, in a process of its own.
 
@@ -102,7 +115,7 @@ def run(
         epochs: Its length.
         options: Words of the command line that all methods share.
         measured: Accuracies of all cells, those that ``options`` names.
-        latencies: Latency of each cell.
+        latencies: Latencies of all cells, and the column that counts; methods with costs need it.
 
     Raises:
         subprocess.CalledProcessError: If the search fails.
@@ -110,7 +123,10 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
         command = [sys.executable, "-m", "pyfast_nas", "search", "--space", "nas-bench-201"]
-        command += [*METHODS[method], "--seed", str(seed), "--epochs", str(epochs), *options]
+        words = METHODS[method]
+        if COST in words:
+            words = _with_costs(words, *latencies, Path(folder) / "costs.json")
+        command += [*words, "--seed", str(seed), "--epochs", str(epochs), *options]
         command += ["--output", str(output), "--compare", "0", "--json"]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         result = json.loads(done.stdout)
@@ -128,7 +144,7 @@ def run(
         epochs=last["epoch"],
         arch=arch,
         table={split: result["table"][split] for split in ("valid", "test")},
-        latency=latencies and latencies[arch],
+        latency=latencies and latencies[0].known(latencies[1]).get(arch),
         correlation=correlation(rows, _in_order(measured, result["table"]["test"]["column"]))
         if alpha_steps
         else None,
@@ -140,6 +156,15 @@ def run(
         seconds=seconds,
         memory_bytes=result["peak_memory_bytes"],
     )
+
+
+def _with_costs(
+    words: Sequence[str], measured: AccuracyTable, column: str, path: Path
+) -> list[str]:
+    """Write a table of the candidates' latencies, and name it and the mean cell's in the words."""
+    fit_column(measured, column).table.save(path)
+    mean = statistics.mean(measured.known(column).values())
+    return [word.format(costs=path, reference=f"{mean:.4g}") for word in words]
 
 
 def _in_order(measured: AccuracyTable, column: str) -> np.ndarray:
@@ -181,16 +206,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measured, latencies = AccuracyTable.read(given.table), None
     if given.latency is not None:
         path, _, column = given.latency.rpartition(":")
-        latencies = AccuracyTable.read(path).known(column)
+        latencies = AccuracyTable.read(path), column
     rows: list[Found] = []
     lengths: dict[str, int] = {}
     for seed in range(given.seeds):
-        for method in given.methods or STUDIES[kind]:
+        for method in given.methods or _methods(kind, latencies is not None):
             words = list(shared)
             if given.alpha_lr is not None and method != "random search":
                 words += ["--alpha-lr", str(given.alpha_lr)]
             if method not in lengths:
-                lengths[method] = given.epochs or _length(given.minutes, method, words, measured)
+                lengths[method] = given.epochs or _length(
+                    given.minutes, method, words, measured, latencies
+                )
             print(f"{method}, seed {seed}, {lengths[method]} epochs", file=sys.stderr, flush=True)
             rows.append(run(method, seed, lengths[method], words, measured, latencies))
             content = _content(given, kind, rows, measured)
@@ -200,9 +227,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _length(minutes: float, method: str, options: Sequence[str], measured: AccuracyTable) -> int:
+def _methods(kind: str, has_latencies: bool) -> list[str]:
+    return [m for m in STUDIES[kind] if has_latencies or COST not in METHODS[m]]
+
+
+def _length(minutes: float, method: str, *how: Any) -> int:
     """Return the epochs that a search makes in a time; it is measured by a short one."""
-    short = run(method, 0, CALIBRATION, options, measured)
+    short = run(method, 0, CALIBRATION, *how)
     return max(1, round(60 * minutes * CALIBRATION / short.seconds))
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import quality_page, search_quality
 from pyfast_nas.algorithms import ALGORITHMS
+from pyfast_nas.costs import CostTable
 from pyfast_nas.spaces import AccuracyTable, NASBench201
 from tests.tables import write_table
 
@@ -111,4 +112,20 @@ def test_a_table_is_read_in_the_order_of_the_space():
 def test_methods_are_searches_of_the_package():
     for words in search_quality.METHODS.values():
         assert words[0] == "--algorithm" and words[1] in ALGORITHMS
+    with_costs = {m for m in search_quality.METHODS if "latency" in m}
+    assert set(search_quality._methods("minutes", True)) - with_costs == set(
+        search_quality._methods("minutes", False)
+    )
     assert set(search_quality.STUDIES["epochs"]) <= set(search_quality.METHODS)
+
+
+def test_costs_are_fitted_to_the_table_of_latencies(tmp_path):
+    cells = list(NASBench201().strings())
+    numbers = [str(1 + cell.count("nor_conv_3x3")) for cell in cells]
+    measured = AccuracyTable("here", {"arch": cells, "gpu_latency": numbers})
+    words = search_quality.METHODS["ProxylessNAS, latency"]
+    words = search_quality._with_costs(words, measured, "gpu_latency", tmp_path / "costs.json")
+    assert words[-3:] == [str(tmp_path / "costs.json"), "--cost-reference", "2.2"]
+    costs = CostTable.load(tmp_path / "costs.json")
+    assert costs.rows["cell"][:, 3].tolist() == pytest.approx([1.0] * 6, abs=1e-5)
+    assert costs.fixed == pytest.approx(1.0, abs=1e-4)
