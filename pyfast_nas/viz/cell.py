@@ -31,6 +31,12 @@ FAMILIES = (
         line=("#6b3fa0", "#c5a5ef"),
         fill=("#efe8f8", "#30234a"),
     ),
+    Family(
+        key="mbconv",
+        name="inverted bottleneck",
+        line=("#a3245f", "#f09ac0"),
+        fill=("#fae6ef", "#441a2e"),
+    ),
     Family(key="pool", name="pooling", line=("#a85200", "#f0ab5f"), fill=("#fcefdd", "#43290c")),
     Family(
         key="skip",
@@ -59,6 +65,7 @@ def family_of(op: str) -> Family:
     for key, marks in (
         ("sep", ("sep_conv",)),
         ("dil", ("dil_conv",)),
+        ("mbconv", ("mbconv",)),
         ("pool", ("pool",)),
         ("skip", ("skip", "identity")),
     ):

@@ -52,6 +52,7 @@ def test_a_published_chain_is_drawn(tmp_path, capsys):
     assert main(["plot", str(path), "--output", str(tmp_path / "gpu.svg")]) == 0
     text = " ".join(ElementTree.parse(tmp_path / "gpu.svg").getroot().itertext())
     assert text.count("mbconv_7x7_e6") >= 6 and "zero" in text
+    assert "inverted bottleneck" in text
     assert main(["inspect", str(path)]) == 0
     assert "20 = mbconv_7x7_e6(19)" in capsys.readouterr().out
 

@@ -112,7 +112,8 @@ def test_colours_for_light_and_dark_and_for_each_family():
     picture = cell_svg(DARTS_V2, "normal")
     assert "prefers-color-scheme:dark" in picture and 'fill="#ffffff"' in picture
     names = ["sep_conv_3x3", "dil_conv_5x5", "avg_pool_3x3", "skip_connect", "none", "nor_conv_3x3"]
-    assert len({family_of(name).key for name in names}) == 6
+    names.append("mbconv_5x5_e6")
+    assert len({family_of(name).key for name in names}) == 7
 
 
 def test_inline_pictures_carry_no_address():
