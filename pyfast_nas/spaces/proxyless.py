@@ -9,7 +9,7 @@ are halved less often (`ProxylessNAS.sizes`).
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -231,7 +231,7 @@ class ProxylessNAS:
             for row, names in zip(rows, self.candidates[TABLE], strict=True)
         )
 
-    def from_operations(self, operations: Sequence[str]) -> Genotype:
+    def from_operations(self, operations: Iterable[str]) -> Genotype:
         """Return the genotype of a choice for every block, in order.
 
         Raises:
@@ -316,7 +316,7 @@ class ProxylessNAS:
         return {"name": self.name, **fields}
 
 
-def _repeated(values, counts: Sequence[int]) -> tuple[int, ...]:
+def _repeated(values: Iterable[int], counts: Sequence[int]) -> tuple[int, ...]:
     pairs = zip(values, counts, strict=True)
     return tuple(itertools.chain.from_iterable([value] * count for value, count in pairs))
 

@@ -87,6 +87,7 @@ def test_same_seed_same_search(name):
 
 
 @pytest.mark.promise("D5")
+@pytest.mark.timeout(180)  # every form of every search, twice
 def test_same_seed_same_search_in_another_process():
     here = {name: digest_of_whole_search(name) for name in FORMS}
     assert len(set(here.values())) == len(FORMS)
@@ -103,7 +104,7 @@ def test_same_seed_same_search_in_another_process():
         check=True,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
         cwd=Path(__file__).parents[2],
     ).stdout
     assert dict(line.split(":") for line in output.split("\n") if line) == here
