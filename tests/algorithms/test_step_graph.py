@@ -172,6 +172,7 @@ SAMPLED = {
     "K = 2": {"paths": 2},
     "K = 3, joint": {"paths": 3, "mode": "joint", "assignment": "shuffle"},
     "conditional": {"paths": 2, "relaxation": "conditional", "kd_in_alpha_step": True},
+    "subset": {"paths": 2, "relaxation": "subset", "kd_weight": 0.0},
     "score": {"paths": 2, "relaxation": "score", "score_baseline": 0.5},
     "no guidance": {"paths": 2, "kd_weight": 0.0},
     "no DropBlock": {"paths": 2, "drop_rate": 0.0},
