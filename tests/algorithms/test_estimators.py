@@ -11,6 +11,7 @@ import torch
 
 from pyfast_nas import ops
 from pyfast_nas.algorithms import estimators
+from pyfast_nas.algorithms.beam_search import stochastic_beam_search
 from pyfast_nas.algorithms.sub_graphs import plackett_luce_log_prob
 
 P = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
@@ -243,9 +244,7 @@ class TestStochasticBeamSearch:
 
     def test_it_draws_the_top_of_the_joint(self):
         draws, k = 100_000, 2
-        beam = estimators.stochastic_beam_search(
-            self.TABLE, k, seed=torch.tensor([8, 0]), draws=draws
-        )
+        beam = stochastic_beam_search(self.TABLE, k, seed=torch.tensor([8, 0]), draws=draws)
         joint = self.joint()
         numbers = beam.choices[..., 0] * 3 + beam.choices[..., 1]
         torch.testing.assert_close(beam.log_probs, joint[numbers])
@@ -263,9 +262,7 @@ class TestStochasticBeamSearch:
     def test_weights_make_sums_unbiased(self):
         draws = 100_000
         values = torch.arange(9, dtype=torch.float64).square()
-        beam = estimators.stochastic_beam_search(
-            self.TABLE, 3, seed=torch.tensor([9, 0]), draws=draws
-        )
+        beam = stochastic_beam_search(self.TABLE, 3, seed=torch.tensor([9, 0]), draws=draws)
         numbers = beam.choices[..., 0] * 3 + beam.choices[..., 1]
         terms = (beam.weights * values[numbers]).sum(1, keepdim=True)
         want = (self.joint().exp() * values).sum()
@@ -274,9 +271,9 @@ class TestStochasticBeamSearch:
         assert standard_errors(plain, want) > 10
 
     def test_all_architectures_and_no_more(self):
-        beam = estimators.stochastic_beam_search(self.TABLE, 6, seed=torch.tensor([1, 0]))
+        beam = stochastic_beam_search(self.TABLE, 6, seed=torch.tensor([1, 0]))
         assert len(set(map(tuple, beam.choices[0].tolist()))) == 6
         torch.testing.assert_close(beam.weights[0], beam.log_probs[0].exp())
         for k in (0, 7):
             with pytest.raises(ValueError, match="between 1 and the 6 architectures"):
-                estimators.stochastic_beam_search(self.TABLE, k, seed=torch.tensor([1, 0]))
+                stochastic_beam_search(self.TABLE, k, seed=torch.tensor([1, 0]))
