@@ -30,12 +30,12 @@ def page(content: Mapping[str, Any]) -> str:
 
 def _study(kind: str, title: str, study: Mapping[str, Any]) -> list[str]:
     sizes, chance, rows = study["sizes"], study["chance"], study["rows"]
-    length = f"{sizes[kind]:g} {kind} each"
+    length = f"{_count(sizes[kind], kind.removesuffix('s'))} each"
     lines = [
         f"## {title}",
         "",
-        f"{rows[0]['images']} training images of {study['data']} for the weights, as many for the "
-        "architecture,",
+        f"{rows[0]['images']:,} training images of {study['data']} for the weights, as many for "
+        "the architecture,",
         f"{sizes['channels']} channels, {_count(sizes['cells'], 'cell')} a stage, batch "
         f"{sizes['batch_size']}, {length}, alphas at {_rate(sizes['alpha_lr'])}.",
         f"`{study['columns']['test']}`: the best cell has {chance['best']:.2f} %, a random one "
@@ -103,8 +103,8 @@ def _table(lines: Sequence[Mapping[str, str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in rows]
 
 
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
+def _count(number: float, word: str) -> str:
+    return f"{number:g} {word}{'' if number == 1 else 's'}"
 
 
 def _rate(rate: float | None) -> str:

@@ -129,3 +129,11 @@ def test_costs_are_fitted_to_the_table_of_latencies(tmp_path):
     costs = CostTable.load(tmp_path / "costs.json")
     assert costs.rows["cell"][:, 3].tolist() == pytest.approx([1.0] * 6, abs=1e-5)
     assert costs.fixed == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_page_is_that_of_the_committed_results():
+    content = json.loads(search_quality.RESULTS.read_text())
+    assert search_quality.PAGE.read_text() == quality_page.page(content)
+    assert {row["method"] for row in content["studies"]["epochs"]["rows"]} == set(
+        search_quality.STUDIES["epochs"]
+    )
