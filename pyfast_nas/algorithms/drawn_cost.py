@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
+import torch
 from torch import Tensor
 
 from pyfast_nas import ops
@@ -17,6 +18,7 @@ from pyfast_nas.costs import DrawnNetwork, fit_costs, hinge
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.nn import Supernet
 from pyfast_nas.spaces.base import Genotype
+from pyfast_nas.spaces.choices import choices_of
 
 __all__ = ["DrawnCost"]
 
@@ -54,10 +56,13 @@ class DrawnCost(CostAware):
         """Take the supernet to search and find what draws cost; see the base class.
 
         Raises:
-            ConfigError: If latency is measured, and the table is not in ms or a criterion is set.
+            ConfigError: If latency is measured, and the table is not in ms or a criterion is set;
+                if a criterion is set, and genotypes of the space leave out some of what is drawn.
             DataError: If the criterion gives a cost that is not finite.
         """
         super().prepare(supernet, **run)
+        if self.criterion is not None:
+            self._require_whole_genotypes()
         if self.latency == "measured":
             if self.cost_table.unit != "ms" or self.criterion is not None:
                 what = "a criterion" if self.criterion else f"a table in {self.cost_table.unit!r}"
@@ -71,6 +76,28 @@ class DrawnCost(CostAware):
             self._set_costs(
                 fit_costs(self.price, supernet.candidates, samples, seed=seed, unit="criterion")
             )
+
+    def _require_whole_genotypes(self) -> None:
+        """Refuse a criterion that would be asked about another network than the one drawn."""
+        candidates = self.supernet.candidates
+        for column in range(max(len(row) for rows in candidates.values() for row in rows)):
+            choice = {
+                table: torch.arange(max(map(len, rows)))
+                == torch.tensor([[min(column, len(row) - 1)] for row in rows])
+                for table, rows in candidates.items()
+            }
+            seen = choices_of(self._genotype(choice), candidates)
+            if not all(torch.equal(seen[table], flags) for table, flags in choice.items()):
+                raise ConfigError(
+                    f"{type(self).__name__}: criterion must be None where genotypes leave out "
+                    f"edges that are drawn, as those of {self.space.name!r} do here: take "
+                    "edges='all' of the space, nas-bench-201 or a chain, or name a cost, got a "
+                    "criterion"
+                )
+
+    def _genotype(self, choice: dict[str, Tensor]) -> Genotype:
+        # Logits so far apart that the drawn candidate is the likeliest however long its row.
+        return self.space.derive({table: 30.0 * flags for table, flags in choice.items()})
 
     def penalty(self, cost: Tensor, weight: float) -> Tensor:
         """Return the weighted cost, or what of it is above the target."""
@@ -89,7 +116,7 @@ class DrawnCost(CostAware):
             return self._drawn_network.milliseconds(choice)
         if self.criterion is None:
             return self.cost_table.of(choice)
-        value = self.criterion(self.space.derive({t: f.float() for t, f in choice.items()}))
+        value = self.criterion(self._genotype(choice))
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"criterion: must return a finite number, got {value!r:.200}")
         return float(value)

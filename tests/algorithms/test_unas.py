@@ -11,16 +11,18 @@ from torch import nn
 from pyfast_nas import spaces
 from pyfast_nas.algorithms import UNAS
 from pyfast_nas.algorithms.rebar import coupled_draw
-from pyfast_nas.algorithms.sub_graphs import single_path_gates
+from pyfast_nas.algorithms.sub_graphs import single_path_gates, unstack_tables
 from pyfast_nas.costs import CostTable, DrawnNetwork
 from pyfast_nas.errors import ConfigError
+from pyfast_nas.spaces.choices import choices_of
 from tests.algorithms.test_toy import run
 
 NOW = {"alpha_warmup": 0.0, "cost_warmup": 0.0}
 STEPS = torch.tensor(  # what a pair of candidates costs: no sum over rows, no derivative
     [[3.0, 0.0, 1.0, 2.0], [-2.0, 5.0, 0.0, 0.0], [1.0, -4.0, 2.0, 1.0], [0.0, 1.0, 0.5, -3.0]]
 )
-IMAGES = spaces.NASBench201(channels=4, cells=1, image_size=8, num_classes=3, in_channels=1)
+SMALL = {"channels": 4, "cells": 1, "image_size": 8, "num_classes": 3, "in_channels": 1}
+IMAGES = spaces.NASBench201(**SMALL)
 
 
 def step_price(genotype) -> float:
@@ -376,6 +378,28 @@ class TestCosts:
         start(algorithm, spaces.Toy())
         assert len(seen) == 300 and len(set(seen)) == 16
         assert (algorithm.cost_table.unit, algorithm.cost_table.fixed != 0) == ("criterion", True)
+
+    @pytest.mark.parametrize("space", [spaces.S1(**SMALL), spaces.DARTS(nodes=1, **SMALL)])
+    @pytest.mark.parametrize("named", [False, True])
+    def test_a_criterion_is_refused_where_genotypes_leave_out_what_is_drawn(
+        self, start, space, named
+    ):
+        algorithm = UNAS(cost="parameters") if named else UNAS(surrogate_samples=2)
+        algorithm.criterion = lambda genotype: 1.0
+        with pytest.raises(ConfigError, match=r"criterion must be None where .* take edges='all'"):
+            start(algorithm, space)
+
+    @pytest.mark.parametrize("space", [spaces.S1(edges="all", **SMALL), IMAGES])
+    def test_a_criterion_is_asked_about_the_network_that_is_drawn(self, start, space):
+        algorithm = UNAS(surrogate_samples=2)
+        seen = []
+        algorithm.criterion = lambda genotype: seen.append(genotype) or 1.0
+        start(algorithm, space)
+        draw = algorithm._draw(algorithm._logits(), 0)
+        choice = unstack_tables(draw.flags, algorithm.supernet.alphas)
+        algorithm.price(choice)
+        kept = choices_of(seen[-1], space.candidates)
+        assert all(torch.equal(kept[table], flags) for table, flags in choice.items())
 
     def test_a_named_cost_is_the_surrogate_of_a_criterion(self, start, tmp_path):
         algorithm = UNAS(cost=self.table(tmp_path))
