@@ -120,3 +120,23 @@ class DrawnCost(CostAware):
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"criterion: must return a finite number, got {value!r:.200}")
         return float(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what, beside ``supernet.state_dict()``, continues the search to the bit."""
+        return super().state_dict() | {"criterion": self.criterion is not None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state of :meth:`state_dict`, with the criterion that is set.
+
+        Raises:
+            ConfigError: If the state is of a search with a criterion and none is set, or the other
+                way round.
+        """
+        is_set = self.criterion is not None
+        if state.get("criterion", is_set) != is_set:
+            wanted = "None" if is_set else "set before load_state_dict"
+            raise ConfigError(
+                f"load_state_dict: criterion must be {wanted}, as in the search that was saved, "
+                f"got {self.criterion!r:.200}"
+            )
+        super().load_state_dict(state)

@@ -417,6 +417,20 @@ class TestCosts:
         second.load_state_dict(first.state_dict())
         assert second.cost_table.to_dict() == first.cost_table.to_dict()
 
+    def test_a_criterion_is_not_lost_on_the_way(self, start, freeze):
+        """Neither is the surrogate taken in its place, nor one that the search did not have."""
+        plain, asked = UNAS(), UNAS(surrogate_samples=7)
+        asked.criterion = step_price
+        searches = [start(plain, spaces.Toy()), start(asked, spaces.Toy())]
+        for (search, other), wanted in (
+            (searches, "set before load_state_dict, .* got None"),
+            (searches[::-1], "None, .* got <function"),
+        ):
+            before = freeze(search.state_dict())
+            with pytest.raises(ConfigError, match=f"criterion must be {wanted}"):
+                search.load_state_dict(other.state_dict())
+            assert freeze(search.state_dict()) == before
+
     @pytest.mark.parametrize("value", [math.nan, math.inf, None, "3"])
     def test_a_criterion_that_gives_no_number_is_refused(self, start, tmp_path, value, toy_batch):
         algorithm = UNAS(cost=self.table(tmp_path), **NOW)
