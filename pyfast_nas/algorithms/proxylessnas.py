@@ -43,7 +43,7 @@ from pyfast_nas.algorithms.sub_graphs import (
     stack_tables,
     unstack_tables,
 )
-from pyfast_nas.costs import add_linear, mul_log
+from pyfast_nas.costs import CostTable, add_linear, mul_log
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.nn import Supernet
 from pyfast_nas.typing import Batch, Metrics
@@ -162,7 +162,35 @@ class ProxylessNAS(CostAware, PathSearch):
             )
         super().prepare(supernet, **run)
         self.baseline = torch.full((), torch.nan, device=self.device)  # until the first reward
-        self._with_cost(torch.ones((), device=self.device), self.probabilities())
+
+    def _set_costs(self, table: CostTable | None) -> None:
+        super()._set_costs(table)
+        rewards = self.gradient == "reinforce"
+        if self.cost_table is None or (self.cost_form == "add-linear" and not rewards):
+            return
+        # Before the search: in a recorded step nobody looks, and the cost would give NaN.
+        least, lowest = 0 if rewards else 1, self._lowest_cost()
+        if not lowest > least:
+            why, instead = ("power", "") if rewards else ("logarithm", "--cost-form add-linear or ")
+            raise ConfigError(
+                f"ProxylessNAS: cost must be greater than {least} for every architecture, since "
+                f"its {why} enters the {'reward' if rewards else 'loss'}, got {lowest:g} "
+                f"{self.cost_table.unit} for the cheapest: take {instead}another table"
+            )
+        if not rewards and not self.cost_reference > 1:
+            raise ConfigError(
+                "ProxylessNAS: cost_reference must be greater than 1 with cost_form='mul-log', "
+                f"since its logarithm enters the loss, got {self.cost_reference:g}"
+            )
+
+    def _lowest_cost(self) -> float:
+        """Cost of the cheapest candidate of every row together."""
+        candidates = self.supernet.candidates
+        return self.cost_table.fixed + sum(
+            float(costs[: len(names)].min())
+            for table, rows in self.cost_table.rows.items()
+            for costs, names in zip(rows, candidates[table], strict=True)
+        )
 
     def _rate_options(self) -> dict[str, Any]:
         # On the device, where a recorded step finds the rate of every step; fused takes it there.

@@ -437,16 +437,44 @@ class TestCost:
         without = through_softmax(p, of_loss * c)
         assert ((want - without)[picks == 0].abs().amax(1) > 1e-5).any()
 
-    def test_a_cost_that_has_no_logarithm_is_refused_before_the_search(
-        self, start, small_bench, tmp_path
+    @pytest.mark.parametrize(
+        ("fixed", "gradient", "words"),
+        [
+            (
+                1.0,
+                "full_v2",
+                "greater than 1 .* its logarithm .* got 1 ms .* --cost-form add-linear",
+            ),
+            (-5.0, "two", "greater than 1 .* logarithm .* got -5 ms .* --cost-form add-linear"),
+            (
+                0.0,
+                "reinforce",
+                "greater than 0 .* its power .* got 0 ms .* a table of another unit",
+            ),
+        ],
+    )
+    def test_a_cost_that_may_have_no_logarithm_or_power_is_refused_before_the_search(
+        self, fixed, gradient, words, start, small_bench, tmp_path
     ):
-        table_of(small_bench, fixed=-1000.0).save(tmp_path / "costs.json")
+        """At first the expected cost is well above: the search would fail in the middle."""
+        table_of(small_bench, fixed).save(tmp_path / "costs.json")
         cost = str(tmp_path / "costs.json")
-        with pytest.raises(ConfigError, match="mul_log: cost must be greater than 1"):
-            start(ProxylessNAS(cost=cost), small_bench)
-        with pytest.raises(ConfigError, match="mul_log: reference must be greater than 1"):
-            start(ProxylessNAS(cost="parameters", cost_reference=0.5), small_bench)
+        with pytest.raises(ConfigError, match=f"cost must be {words}"):
+            start(ProxylessNAS(gradient=gradient, cost=cost), small_bench)
+        table_of(small_bench, fixed + 0.01).save(cost)
+        if fixed >= 0:
+            start(ProxylessNAS(gradient=gradient, cost=cost), small_bench)
         start(ProxylessNAS(cost=cost, cost_form="add-linear"), small_bench)
+
+    def test_a_reference_without_a_logarithm_is_refused(self, start, small_bench):
+        with pytest.raises(ConfigError, match="cost_reference must be greater than 1 with"):
+            start(ProxylessNAS(cost="parameters", cost_reference=0.5), small_bench)
+
+    def test_padding_is_not_the_cheapest_candidate(self, start, tmp_path):
+        """A row of two candidates: the zero beside them is none."""
+        rows = {"cell": torch.tensor([[2.0, 3.0, 4.0], [1.0, 5.0, 0.0]])}
+        CostTable("ms", -1.5, rows).save(tmp_path / "costs.json")
+        start(ProxylessNAS(cost=str(tmp_path / "costs.json")))
 
     def test_a_heavy_cost_makes_the_network_light(self, start, small_bench, image_batch):
         options = {"cost_form": "add-linear", "cost_weight": 1e4, "cost_reference": 1e4}
