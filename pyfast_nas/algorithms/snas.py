@@ -168,7 +168,9 @@ class SNAS(GradientSearch):
         with self._weight_update():
             logits = self.supernet.logits()
             log_sample = self._draw(logits)
-            gates = {table: GateOutput(log_z.exp()) for table, log_z in log_sample.items()}
+            gates = {
+                t: GateOutput(log_z.exp().to(logits[t].dtype)) for t, log_z in log_sample.items()
+            }
             loss, _, metrics = self._evaluate("train", train, gates)
             if self.resources is not None:
                 cost, metrics["resource"] = self._resource_loss(logits, log_sample)
@@ -179,12 +181,13 @@ class SNAS(GradientSearch):
     def _draw(self, logits: Alphas) -> dict[str, Tensor]:
         """Logarithms of one sample (1) of every row."""
         stacked = stack_tables(logits)
-        # In the dtype of the logits: in double precision all kernels give the same noise.
-        uniform = ops.philox_uniform(self.seed, *stacked.shape).to(stacked.dtype)
+        # In double precision all kernels give the same noise; in half precision a uniform may be 1.
+        dtype = torch.promote_types(stacked.dtype, torch.float32)
+        uniform = ops.philox_uniform(self.seed, *stacked.shape).to(dtype)
         rows = (-(-uniform.log()).log()).split([len(table) for table in logits.values()])
         return {
             table: concrete_log_sample(
-                row_logits, noise_of_table[:, : row_logits.shape[1]], self.tau
+                row_logits.to(dtype), noise_of_table[:, : row_logits.shape[1]], self.tau
             )
             for (table, row_logits), noise_of_table in zip(logits.items(), rows, strict=True)
         }

@@ -284,7 +284,8 @@ class UNAS(DrawnCost, GradientSearch):
 
     def _relaxed_gates(self, weights: Tensor) -> dict[str, GateOutput]:
         parts = unstack_tables(weights, self.supernet.alphas)
-        return {table: GateOutput(rows) for table, rows in parts.items()}
+        alphas = self.supernet.alphas
+        return {table: GateOutput(rows.to(alphas[table].dtype)) for table, rows in parts.items()}
 
     def _drawn_gates(self, draw: CoupledDraw) -> dict[str, GateOutput]:
         rows = {table: len(alpha) for table, alpha in self.supernet.alphas.items()}

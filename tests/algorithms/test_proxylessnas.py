@@ -449,7 +449,7 @@ class TestCost:
             (
                 0.0,
                 "reinforce",
-                "greater than 0 .* its power .* got 0 ms .* a table of another unit",
+                "greater than 0 .* power .* got 0 ms .* take another table",
             ),
         ],
     )

@@ -328,3 +328,23 @@ def test_derived_cell_keeps_all_edges_whose_best_candidate_is_not_none(start) ->
         algorithm.supernet.alphas["cell"].copy_(torch.eye(5)[best])
     names = STAGED.candidates["cell"][0]
     assert [edge.op for edge in algorithm.derive().cells["cell"]] == [names[k] for k in best]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_draws_no_infinite_noise(dtype, start) -> None:
+    """In bfloat16 one uniform in 512 is 1, whose noise would be infinite."""
+    sample = start(SNAS(), STAGED)._draw({"cell": torch.zeros(4000, 5, dtype=dtype)})["cell"]
+    assert sample.isfinite().all()
+    torch.testing.assert_close(sample.exp().sum(1), torch.ones(4000))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"resource_weight": 1.5e-3, "resource_cost": "policy_gradient"}]
+)
+def test_a_supernet_in_half_precision(options, start, image_batch) -> None:
+    algorithm = start(SNAS(**options), STAGED)
+    algorithm.supernet.bfloat16()
+    images, labels = image_batch(0)
+    metrics = algorithm.step((images.bfloat16(), labels), (images, labels))
+    assert all(torch.as_tensor(value).isfinite() for value in metrics.values())
+    assert algorithm.alphas["cell"].isfinite().all()

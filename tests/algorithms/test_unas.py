@@ -268,6 +268,18 @@ def test_padding_gets_no_gradient(start, tiny_batch, monkeypatch):
             assert gradient.isfinite().all() and gradient.any() and gradient[1, 2] == 0
 
 
+def test_a_supernet_in_half_precision(start, image_batch):
+    algorithm = start(UNAS(cost="parameters", softening=0.05, **NOW), IMAGES)
+    algorithm.supernet.bfloat16()
+    images, labels = image_batch(0)
+    batch = images.bfloat16(), labels
+    before = algorithm.alphas["cell"]
+    metrics = algorithm.step(batch, batch)
+    assert all(math.isfinite(value) for value in metrics.values())
+    after = algorithm.alphas["cell"]
+    assert after.dtype == torch.bfloat16 and after.isfinite().all() and (after != before).any()
+
+
 def test_softened_logits_are_what_is_drawn_from(start):
     algorithm = start(UNAS(softening=0.5))
     with torch.no_grad():
