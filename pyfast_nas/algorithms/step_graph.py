@@ -123,6 +123,7 @@ class StepGraph:
             return self._warm_up(train, valid)
         if self._batches is None:
             self._batches = _copy(train), _copy(valid)
+        self._make_room(train, valid)
         if not _fits(train, self._batches[0]) or not _fits(valid, self._batches[1]):
             return self._algorithm.step(train, valid)  # the last batch of an epoch, perhaps
         self._algorithm.start_step()
@@ -143,6 +144,17 @@ class StepGraph:
             for place, tensor in zip(static, batch, strict=True):
                 place.copy_(tensor)
         return self._finish(self._replays[phase]())
+
+    def _make_room(self, train: Batch, valid: Batch) -> None:
+        """Record anew for larger batches: what was recorded was the short last of an epoch."""
+        pairs = list(zip(self._batches, (train, valid), strict=True))
+        larger = [len(batch[0]) > len(static[0]) for static, batch in pairs]
+        if any(larger):
+            self._replays.clear()
+            self._batches = tuple(
+                _copy(batch) if grows else static
+                for (static, batch), grows in zip(pairs, larger, strict=True)
+            )
 
     def _warm_up(self, train: Batch, valid: Batch) -> Metrics:
         self._algorithm.start_step()

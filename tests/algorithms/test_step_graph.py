@@ -128,6 +128,18 @@ def test_a_batch_of_another_size_runs_as_it_is():
     assert recorder.replays == 2 and not graph.reason
 
 
+def test_full_batches_are_recorded_after_a_short_one():
+    """The fourth step, the first after the warm-up, ends an epoch."""
+    plain, algorithm = prepared(DARTS()), prepared(DARTS())
+    graph = StepGraph(algorithm, recorder := Again())
+    for train, valid in [*batches(3), *batches(1, size=3), *batches(3), *batches(1, size=3)]:
+        plain.step(train, valid)
+        graph.step(train, valid)
+    assert (recorder.recordings, recorder.replays) == (2, 4) and not graph.reason
+    want, got = state_of(plain), state_of(algorithm)
+    assert all(torch.equal(want[k], got[k]) for k in want)
+
+
 def test_a_recording_that_fails_is_told_and_costs_no_step():
     plain, algorithm = prepared(DARTS()), prepared(DARTS())
     graph = StepGraph(algorithm, Again("operation not permitted\nwhile capturing"))
