@@ -41,6 +41,7 @@ def log_set_probability(logits: Tensor, indices: Tensor) -> Tensor:
         Kool, van Hoof & Welling, "Estimating Gradients for Discrete Random Variables by Sampling
         without Replacement", ICLR 2020.
     """
+    _require_k("log_set_probability", indices.shape[1], logits.shape[1])
     return _completions(torch.log_softmax(logits, 1), indices)[0]
 
 
@@ -58,6 +59,7 @@ def inclusion_probabilities(logits: Tensor, k: int) -> Tensor:
         >>> inclusion_probabilities(torch.tensor([0.4, 0.3, 0.2, 0.1]).log(), 2)
         tensor([0.7159, 0.6083, 0.4413, 0.2345])
     """
+    _require_k("inclusion_probabilities", k, len(logits))
     sets = torch.tensor(list(itertools.combinations(range(len(logits)), k)), device=logits.device)
     probabilities = log_set_probability(logits.expand(len(sets), -1), sets).exp()
     return torch.zeros_like(logits).scatter_add(
@@ -87,6 +89,7 @@ def unordered_set_estimate(logits: Tensor, indices: Tensor, values: Tensor) -> T
     References:
         Kool, van Hoof & Welling, ICLR 2020, the unordered set estimator.
     """
+    _require_k("unordered_set_estimate", indices.shape[1], logits.shape[1])
     p, first, _ = _ratios(logits, indices)
     return (p * first * values).sum(1)
 
@@ -120,6 +123,7 @@ def unordered_set_gradient(logits: Tensor, indices: Tensor, values: Tensor) -> T
     References:
         Kool, van Hoof & Welling, ICLR 2020, its policy gradient with built-in baseline.
     """
+    _require_k("unordered_set_gradient", indices.shape[1], logits.shape[1])
     p, first, second = _ratios(logits, indices)
     baseline = (second * (p * values).unsqueeze(1)).sum(2) if indices.shape[1] > 1 else 0
     factors = p * first * (values - baseline)
@@ -157,6 +161,7 @@ def perturb_and_map_jacobian(noise: Tensor, indices: Tensor) -> Tensor:
     References:
         Berthet et al., "Learning with Differentiable Perturbed Optimizers", NeurIPS 2020.
     """
+    _require_k("perturb_and_map_jacobian", indices.shape[1], noise.shape[1])
     hot = torch.zeros_like(noise).scatter(1, indices, 1)
     return hot.unsqueeze(2) * -torch.expm1(-noise).unsqueeze(1)
 
@@ -188,9 +193,15 @@ def simple_marginals(logits: Tensor, k: int) -> Tensor:
         Ahmed, Zeng, Niepert & Van den Broeck, "SIMPLE: A Gradient Estimator for k-Subset Sampling",
         ICLR 2023.
     """
+    _require_k("simple_marginals", k, logits.shape[1])
     others = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
     without = logits.unsqueeze(1).masked_fill(others, _NOTHING)
     return (logits + _log_symmetric(without, k - 1) - _log_symmetric(logits, k).unsqueeze(1)).exp()
+
+
+def _require_k(function: str, k: int, candidates: int) -> None:
+    if not 1 <= k <= candidates:
+        raise ValueError(f"{function}: k must be from 1 to {candidates}, got {k}")
 
 
 def _completions(log_p: Tensor, indices: Tensor) -> Tensor:

@@ -277,3 +277,18 @@ class TestStochasticBeamSearch:
         for k in (0, 7):
             with pytest.raises(ValueError, match="between 1 and the 6 architectures"):
                 stochastic_beam_search(self.TABLE, k, seed=torch.tensor([1, 0]))
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_more_draws_than_candidates_or_none_are_refused(k):
+    logits, drawn = torch.zeros(1, 3), torch.zeros(1, k, dtype=torch.int64)
+    for call in (
+        lambda: estimators.inclusion_probabilities(logits[0], k),
+        lambda: estimators.simple_marginals(logits, k),
+        lambda: estimators.log_set_probability(logits, drawn),
+        lambda: estimators.unordered_set_estimate(logits, drawn, drawn),
+        lambda: estimators.unordered_set_gradient(logits, drawn, drawn),
+        lambda: estimators.perturb_and_map_jacobian(logits, drawn),
+    ):
+        with pytest.raises(ValueError, match=f": k must be from 1 to 3, got {k}"):
+            call()
