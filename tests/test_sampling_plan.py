@@ -20,6 +20,7 @@ POINTS = {
     "G1": "straight-through gradients against autograd and closed forms, the subset recursion",
     "G2": "unbiased estimators by enumeration and Monte Carlo; wrong variants fail",
     "G3": "one path is GDAS to the bit",
+    "G4": "ProxylessNAS: both full forms agree, two-path golden, other probabilities fixed",
     "M1": "sub-graphs one after another and together give the same gradients",
     "M2": "memory against the number of sub-graphs and of candidates",
     "D1": "DropBlock: statistics, geometry, off-switches",
@@ -107,10 +108,26 @@ PLAN: dict[str, dict[str, tuple[str, ...]]] = {
             "test_it_draws_the_top_of_the_joint",
             "test_weights_make_sums_unbiased",
         ),
+        "algorithms/test_rebar.py": (
+            "test_unbiased_against_enumeration",
+            "test_a_wrong_estimator_is_told_apart",
+        ),
+        "algorithms/test_unas.py": (
+            "test_cost_without_a_derivative_is_estimated_without_bias",
+            "test_gap_is_estimated_without_bias",
+        ),
     },
     "G3": {
         "algorithms/test_gdas.py": ("test_g3_msg_das_with_one_path_is_gdas_to_the_bit",),
         "algorithms/test_msg_das.py": ("test_one_path_is_gdas_to_the_bit",),
+    },
+    "G4": {
+        "algorithms/test_proxylessnas.py": (
+            "test_g4_both_forms_are_equal",
+            "test_g4_gradients_of_weights",
+            "test_golden_step",
+            "test_probabilities_of_the_others_stay",
+        ),
     },
     "M1": {
         "algorithms/test_msg_das.py": (
@@ -156,6 +173,11 @@ PLAN: dict[str, dict[str, tuple[str, ...]]] = {
             "test_search_network_golden_size",
             "test_derived_networks_golden_size",
         ),
+        "spaces/test_robust_darts.py": ("test_search_network_golden_size",),
+        "spaces/test_proxyless.py": (
+            "test_search_network_golden_size",
+            "test_published_networks_golden_size",
+        ),
     },
     "S2": {
         "spaces/test_darts.py": (
@@ -167,11 +189,21 @@ PLAN: dict[str, dict[str, tuple[str, ...]]] = {
             "test_ties_go_to_the_lowest_index",
             "test_derivation_by_hand",
         ),
+        "spaces/test_robust_darts.py": (
+            "test_ties_go_to_the_lowest_index",
+            "test_derivation_by_hand",
+            "test_rows_that_none_dominates",
+        ),
+        "spaces/test_proxyless.py": (
+            "test_ties_go_to_the_lowest_index",
+            "test_derivation_by_hand",
+        ),
     },
     "S3": {
         "nn/test_primitives.py": ("test_output_shape", "test_zero_writes_zeros"),
         "spaces/test_darts.py": ("test_one_hot_supernet_equals_the_derived_network",),
         "spaces/test_nas_bench_201.py": ("test_one_hot_supernet_equals_the_derived_network",),
+        "spaces/test_robust_darts.py": ("test_one_hot_supernet_equals_the_derived_network",),
     },
     "E1": {
         "algorithms/test_toy.py": (
