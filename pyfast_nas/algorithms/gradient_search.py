@@ -102,8 +102,8 @@ class GradientSearch(SharedWeightSearch):
     def alarms(self) -> tuple[str, ...]:
         """Return one sentence for each sign that the search is dead; waits for the device.
 
-        A gradient that vanishes for :attr:`patience` architecture steps in a row, or architecture
-        parameters that are still where they started.
+        A gradient that vanishes for :attr:`patience` architecture steps in a row, architecture
+        parameters that are still where they started, or a search that ends before they move.
         """
         found = []
         if (idle := int(self.idle_steps)) >= self.patience:
@@ -116,6 +116,11 @@ class GradientSearch(SharedWeightSearch):
         ):
             found.append(
                 f"the architecture parameters did not move in {self.alpha_steps} architecture steps"
+            )
+        if 0 < self.epochs * self.steps_per_epoch <= self.steps and not self.alpha_steps:
+            found.append(
+                f"no architecture step was made in {self.steps} steps: search for longer, or "
+                "shorten what comes before the architecture moves"
             )
         return tuple(found)
 

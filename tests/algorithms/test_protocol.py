@@ -170,6 +170,16 @@ def test_alphas_that_never_left_their_start_raise_the_alarm(start, tiny_batch):
     )
 
 
+@pytest.mark.promise("S9")
+def test_a_search_that_ends_in_its_warm_up_raises_the_alarm(start, tiny_batch):
+    algorithm = start(MSGDAS(alpha_warmup=1.0), epochs=1, steps_per_epoch=2)
+    algorithm.step(tiny_batch(0), tiny_batch(1))
+    assert algorithm.alarms() == ()
+    algorithm.step(tiny_batch(0), tiny_batch(1))
+    (sentence,) = algorithm.alarms()
+    assert sentence.startswith("no architecture step was made in 2 steps: search for longer")
+
+
 def test_darts_is_the_printed_algorithm(start, small_darts, image_batch, freeze):
     """Three steps against algorithm 1 written with nothing but torch."""
     algorithm = start(DARTS(), small_darts, epochs=1, steps_per_epoch=3)
