@@ -4,23 +4,20 @@ Nothing that is read is ever evaluated; operations are names, looked up by the s
 """
 
 import dataclasses
-import errno
 import hashlib
 import json
 import os
 import re
-import secrets
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
 from pyfast_nas.errors import GenotypeError
 from pyfast_nas.spaces.genotype_rules import FORMAT, VERSION, check_structure, read_document
-from pyfast_nas.spaces.strict_json import MAX_BYTES, parse
+from pyfast_nas.spaces.strict_json import parse
+from pyfast_nas.spaces.text_files import read_text, write_text
 
 __all__ = ["Genotype", "GenotypeEdge"]
 
@@ -113,6 +110,12 @@ class Genotype:
         Raises:
             GenotypeError: If the text is not a genotype; the message says where and why.
         """
+        if isinstance(text, str) and text[:200].lstrip().startswith("Genotype("):
+            raise GenotypeError(
+                "Genotype: not a genotype but Python text, as the original DARTS code prints it; "
+                "to convert it, pass its lists to pyfast_nas.spaces.DARTS().from_pairs("
+                "normal=[...], reduce=[...])"
+            )
         return cls.from_dict(parse(text))
 
     @classmethod
@@ -133,29 +136,11 @@ class Genotype:
             OSError: If the file is missing, a directory or unreadable.
             GenotypeError: If it is no regular file or holds no genotype.
         """
-        name = os.fspath(path)
-        # Without O_NONBLOCK, opening a pipe nobody writes to would wait for ever.
-        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        text = read_text(path, "Genotype.load", GenotypeError)
         try:
-            mode = os.fstat(descriptor).st_mode
-            if stat.S_ISDIR(mode):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
-            if not stat.S_ISREG(mode):
-                raise GenotypeError(f"Genotype.load: {name!r:.200} must be a regular file")
-            with open(descriptor, "rb", closefd=False) as file:
-                data = file.read(MAX_BYTES + 1)
-        finally:
-            os.close(descriptor)
-        try:
-            if len(data) > MAX_BYTES:
-                raise GenotypeError(f"Genotype: the file must be at most {MAX_BYTES} bytes long")
-            return cls.from_json(data.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise GenotypeError(
-                f"Genotype.load: {name!r:.200} is not a genotype: byte {error.start} is not UTF-8"
-            ) from None
+            return cls.from_json(text)
         except GenotypeError as error:
-            raise GenotypeError(f"{error} (in {name!r:.200})") from None
+            raise GenotypeError(f"{error} (in {os.fspath(path)!r:.200})") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON text so that the file is at every instant the old or the new one.
@@ -163,20 +148,4 @@ class Genotype:
         Args:
             path: File to write or replace.
         """
-        path = Path(path)
-        temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            with open(descriptor, "w", encoding="ascii") as file:
-                file.write(self.to_json())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_text(path, self.to_json())
