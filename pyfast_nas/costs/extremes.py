@@ -23,6 +23,9 @@ def extremes(costs: CostTable, space: SearchSpace) -> tuple[Genotype, Genotype]:
         costs: Cost of every candidate.
         space: Its architectures keep a fixed number of edges of each node.
 
+    Raises:
+        ConfigError: If the table is one of other candidates.
+
     Example:
         >>> from pyfast_nas import spaces
         >>> space = spaces.NASBench201()
@@ -30,6 +33,7 @@ def extremes(costs: CostTable, space: SearchSpace) -> tuple[Genotype, Genotype]:
         >>> [costs.of(genotype, space.candidates) for genotype in extremes(costs, space)]
         [1.0, 25.0]
     """
+    costs.check(space.candidates, "extremes: costs")
     pattern = space.random_genotype(torch.Generator().manual_seed(0))
     cheapest, dearest = (_extreme(costs, space, pattern, sign) for sign in (1, -1))
     return cheapest, dearest

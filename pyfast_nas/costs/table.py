@@ -15,13 +15,24 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from pyfast_nas.errors import DataError
+from pyfast_nas.costs.table_rules import (
+    FORMAT,
+    VERSION,
+    Candidates,
+    check_size,
+    check_text,
+    named,
+    read_document,
+    shapes_of,
+    tensors,
+)
+from pyfast_nas.errors import ConfigError, DataError
 from pyfast_nas.spaces.choices import choices_of
 from pyfast_nas.spaces.genotype import Genotype
+from pyfast_nas.spaces.strict_json import parse
+from pyfast_nas.spaces.text_files import read_text, write_text
 
 __all__ = ["CostTable"]
-
-FORMAT, VERSION = "pyfast_nas.cost_table", 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +44,15 @@ class CostTable:
         fixed: Cost of the layers that no choice changes.
         rows: Table name -> cost of every candidate, summed over the places that share the row;
             columns past a row's own candidates are zero.
+        candidates: Candidate names by table, as of a space; a table without them fits every
+            super-net of its shape.
+        about: What the costs are of, in a few words: the batch and the device of a latency.
 
     Shape:
         each table ``[rows, num_ops]``, held as float64.
 
     Raises:
-        DataError: If a cost is not finite.
+        DataError: If there is no cost, one is no number of reasonable size, or a name is none.
 
     Example:
         >>> costs = CostTable("ms", 1.0, {"cell": torch.tensor([[0.0, 2.0], [0.5, 4.0]])})
@@ -54,19 +68,16 @@ class CostTable:
     unit: str
     fixed: float
     rows: Mapping[str, Tensor]
+    candidates: Candidates | None = None
+    about: str = ""
 
     def __post_init__(self) -> None:
-        rows = {t: torch.as_tensor(c).detach().to(torch.float64) for t, c in self.rows.items()}
-        for table, costs in rows.items():
-            if costs.dim() != 2:
-                raise DataError(
-                    f"CostTable: rows[{table!r}] must have shape [rows, num_ops], "
-                    f"got {list(costs.shape)}"
-                )
-        if not all(map(_is_finite, (torch.tensor(self.fixed), *rows.values()))):
-            raise DataError("CostTable: every cost must be finite, got one that is not")
-        object.__setattr__(self, "fixed", float(self.fixed))
+        check_text("unit", self.unit, 1)
+        check_text("about", self.about, 0)
+        rows = tensors(self.rows)
+        object.__setattr__(self, "fixed", check_size(self.fixed, rows))
         object.__setattr__(self, "rows", MappingProxyType(rows))
+        object.__setattr__(self, "candidates", named(self.candidates, rows))
 
     def expected(self, weights: Mapping[str, Tensor]) -> Tensor:
         r"""Return the cost under mixing weights, differentiable in them.
@@ -77,7 +88,8 @@ class CostTable:
             weights: Table name -> probability of every candidate; sampled weights will do.
 
         Shape:
-            each table ``[rows, num_ops]`` -> ``[]``, in the dtype and on the device of the weights.
+            each table ``[rows, num_ops]`` -> ``[]``, on the device of the weights and in their
+            dtype, in float32 where that is shorter.
 
         Raises:
             ValueError: If a table is missing or has another shape.
@@ -90,7 +102,9 @@ class CostTable:
                     f"CostTable.expected: weights must hold {table!r} of shape "
                     f"{list(costs.shape)}, got {got!r:.200}"
                 )
-            part = (weights[table] * costs.to(weights[table])).sum()
+            dtype = torch.promote_types(weights[table].dtype, torch.float32)
+            row_weights = weights[table].to(dtype)
+            part = (row_weights * costs.to(row_weights)).sum()
             total = part if total is None else total + part
         return self.fixed + total
 
@@ -99,12 +113,20 @@ class CostTable:
 
         Args:
             choice: What runs at every row, flags ``[rows, num_ops]`` by table; or a genotype.
-            candidates: With a genotype, candidate names by table, as of a space.
+            candidates: With a genotype, candidate names by table, as of a space; by default
+                those of the table.
 
         Raises:
             GenotypeError: If the candidates have no such edge or operation.
+            ValueError: If there are no names for a genotype.
         """
         if isinstance(choice, Genotype):
+            candidates = self.candidates if candidates is None else candidates
+            if candidates is None:
+                raise ValueError(
+                    "CostTable.of: candidates must be names by table where the table has none, "
+                    "such as those of the genotype's space, got None"
+                )
             choice = choices_of(choice, candidates)
         return float(
             self.expected({t: flags.to("cpu", torch.float64) for t, flags in choice.items()})
@@ -133,6 +155,7 @@ class CostTable:
             ridge: The factor lambda; at 0 the shortest of the best solutions.
 
         Raises:
+            ConfigError: If the ridge is negative or not finite.
             DataError: If there is no network, or a value is not finite.
 
         Example:
@@ -144,8 +167,12 @@ class CostTable:
         References:
             Vahdat et al., "UNAS", CVPR 2020, section 3.2.
         """
+        if not 0 <= ridge < math.inf:
+            raise ConfigError(
+                f"CostTable.fit: ridge must be a finite number at least 0, got {ridge!r:.100}"
+            )
         targets = torch.as_tensor(values, dtype=torch.float64)
-        if not choices or targets.shape != (len(choices),) or not _is_finite(targets):
+        if not choices or targets.shape != (len(choices),) or not targets.isfinite().all():
             raise DataError(
                 f"CostTable.fit: values must be {len(choices)} finite numbers, one for each of at "
                 f"least one network, got shape {list(targets.shape)}"
@@ -162,14 +189,52 @@ class CostTable:
         rows = {t: p.view(shapes[t]) for t, p in zip(shapes, parts, strict=True)}
         return cls(unit, float(theta[-1]), rows)
 
+    def check(self, candidates: Candidates, option: str, source: str = "") -> None:
+        """Raise unless the table is one of these candidates.
+
+        Args:
+            candidates: Candidate names by table, as of a space or a super-net.
+            option: What messages call the table.
+            source: Where it is from, for messages.
+
+        Raises:
+            ConfigError: If tables, rows or columns differ, or the names, where the table has them.
+
+        Example:
+            >>> costs = CostTable("ms", 0.0, {"cell": [[1.0, 2.0]]}, {"cell": [["skip", "conv"]]})
+            >>> costs.check({"cell": [["skip", "pool"]]}, "cost")
+            Traceback (most recent call last):
+            ...
+            pyfast_nas.errors.ConfigError: cost must be a table of the candidates ('skip', 'pool') \
+in row 0 of 'cell', got ('skip', 'conv')
+        """
+        of = f" from {source!r:.200}" if source else ""
+        wanted = shapes_of(candidates)
+        found = {table: tuple(costs.shape) for table, costs in self.rows.items()}
+        if found != wanted:
+            raise ConfigError(
+                f"{option} must be a table with a cost for every candidate, {wanted}, got "
+                f"{found!r:.200}{of}"
+            )
+        for table, rows in (self.candidates or {}).items():
+            for row, (own, names) in enumerate(zip(rows, candidates[table], strict=True)):
+                if own != tuple(names):
+                    raise ConfigError(
+                        f"{option} must be a table of the candidates {tuple(names)!r:.200} in row "
+                        f"{row} of {table!r}, got {own!r:.200}{of}"
+                    )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the table as JSON values."""
+        candidates, about = self.candidates, self.about
         return {
             "format": FORMAT,
             "version": VERSION,
             "unit": self.unit,
+            **({"about": about} if about else {}),
             "fixed": self.fixed,
             "rows": {table: costs.tolist() for table, costs in self.rows.items()},
+            **({"candidates": _lists(candidates)} if candidates is not None else {}),
         }
 
     @classmethod
@@ -186,17 +251,7 @@ class CostTable:
             pyfast_nas.errors.DataError: CostTable: format must be 'pyfast_nas.cost_table' of \
 version 1, got 'else' of version None
         """
-        found = document if isinstance(document, dict) else {}
-        if (found.get("format"), found.get("version")) != (FORMAT, VERSION):
-            raise DataError(
-                f"CostTable: format must be {FORMAT!r} of version {VERSION}, got "
-                f"{found.get('format')!r:.100} of version {found.get('version')!r:.100}"
-            )
-        try:
-            rows = {str(t): torch.tensor(c, dtype=torch.float64) for t, c in found["rows"].items()}
-            return cls(str(found["unit"]), float(found["fixed"]), rows)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"CostTable: must hold unit, fixed and rows, got {error}") from None
+        return cls(**read_document(document))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -205,23 +260,24 @@ version 1, got 'else' of version None
         Raises:
             DataError: If the file cannot be read or holds no table.
         """
-        name = os.fspath(path)
+        where = f"cost table {os.fspath(path)!r:.200}"
         try:
-            with open(name, encoding="utf-8") as file:
-                return cls.from_dict(json.load(file))
+            text = read_text(path, "CostTable", DataError)
         except OSError as error:
+            raise DataError(f"{where}: {error.strerror}; name the file of the table") from None
+        if not text.strip():
             raise DataError(
-                f"cost table {name!r:.200}: {error.strerror}; name the file of the table"
-            ) from None
-        except ValueError as error:
-            raise DataError(f"cost table {name!r:.200}: {error}") from None
+                f"{where} is empty; write it again, with inspect --cost --output or CostTable.save"
+            )
+        try:
+            return cls.from_dict(parse(text, "Cost table", DataError))
+        except DataError as error:
+            raise DataError(f"{error} (in {os.fspath(path)!r:.200})") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the table as a JSON file."""
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(self.to_dict(), file, indent=1)
-            file.write("\n")
+        """Write a JSON file so that it is at every instant the old or the new one."""
+        write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
 
-def _is_finite(values: Tensor) -> bool:
-    return bool(values.isfinite().all())
+def _lists(candidates: Candidates) -> dict[str, list[list[str]]]:
+    return {table: [list(row) for row in rows] for table, rows in candidates.items()}

@@ -73,6 +73,11 @@ def places_of(genotype: Genotype, candidates: Candidates) -> dict[str, list[tupl
         [(0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
     """
     result = {}
+    if candidates.keys() != genotype.cells.keys():
+        raise GenotypeError(
+            f"choices_of: cells must be those of {', '.join(candidates)}, got "
+            f"{', '.join(genotype.cells)} of the {genotype.space} space"
+        )
     for table, rows in candidates.items():
         kept = {(edge.source, edge.target) for edge in genotype.cells[table]}
         places = sorted(kept, key=lambda place: place[::-1])

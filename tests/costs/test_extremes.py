@@ -7,6 +7,7 @@ import torch
 
 from pyfast_nas import spaces
 from pyfast_nas.costs import CostTable, extremes
+from pyfast_nas.errors import ConfigError
 
 FEW = spaces.DARTS(nodes=2, operations=("none", "skip_connect", "max_pool_3x3"))
 OPS = list(itertools.product(FEW.operations[1:], repeat=2))
@@ -68,3 +69,9 @@ def test_none_counts_where_an_architecture_may_have_it(space) -> None:
     cheapest = extremes(free, space)[0]
     space.check(cheapest)
     assert {edge.op for cell in cheapest.cells.values() for edge in cell} == {"none"}
+
+
+def test_a_table_of_another_space_is_refused() -> None:
+    costs = CostTable("ms", 1.0, {"cell": torch.zeros(2, 4)})
+    with pytest.raises(ConfigError, match=r"extremes: costs must be a table .*\(6, 5\)"):
+        extremes(costs, spaces.NASBench201())

@@ -1,7 +1,10 @@
 """Cost tables: expectations, choices, fits, files."""
 
+import dataclasses
 import itertools
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 
 from pyfast_nas import spaces
 from pyfast_nas.costs import CostTable
-from pyfast_nas.errors import DataError
+from pyfast_nas.errors import ConfigError, DataError, GenotypeError
 
 ROWS = {"cell": torch.tensor([[0.0, 2.0, 1.0], [0.5, 4.0, 3.0]])}
 
@@ -70,17 +73,126 @@ def test_file_holds_the_table_to_the_bit(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"format": "x"}, "format must be"),
-        ({"rows": [1]}, "must hold unit, fixed and rows"),
-        ({"rows": {"cell": [[1.0], [2.0, 3.0]]}}, "must hold unit, fixed and rows"),
-        ({"rows": {"cell": [1.0]}}, "must have shape"),
+        ({"rows": [1]}, "rows must be lists of numbers by row and table, got list"),
+        ({"rows": {"cell": [[1.0], [2.0, 3.0]]}}, "rows of equally many numbers"),
+        ({"rows": {"cell": [1.0]}}, "rows must be lists of numbers"),
+        ({"rows": {"cell": [[True]]}}, "rows must be lists of numbers"),
+        ({"rows": {"cell": [["1"]]}}, "rows must be lists of numbers"),
+        ({"rows": {"cell": []}}, "must have shape"),
+        ({"rows": {}}, "at least one table, got none"),
+        ({"rows": None}, "got NoneType"),
         ({"fixed": float("nan")}, "must be finite"),
+        ({"fixed": "1"}, "fixed must be a number, got str"),
+        ({"fixed": True}, "fixed must be a number, got bool"),
+        ({"fixed": 10**400}, "at most 18 digits"),
+        ({"fixed": 1e30}, "below 1e\\+30 together"),
+        ({"rows": {"cell": [[6e29, -6e29]]}}, "below 1e\\+30 together"),
+        ({"unit": 3}, "unit must be text, got int"),
+        ({"unit": ""}, "unit must be text of 1 to 200 characters"),
+        ({"unit": "m" * 201}, "unit must be text of 1 to 200 characters"),
+        ({"about": "m" * 201}, "about must be text of 0 to 200 characters"),
+        ({"candidates": {"cell": [["a", 1]]}}, "candidates must be lists of names"),
+        ({"candidates": {"cell": [["a", "b"]]}}, "candidates must have the shapes of the rows"),
     ],
 )
 def test_broken_files_are_refused(tmp_path: Path, change: dict, words: str) -> None:
     path = tmp_path / "costs.json"
     path.write_text(json.dumps({**CostTable("ms", 0.0, ROWS).to_dict(), **change}))
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=words) as caught:
         CostTable.load(path)
+    message = str(caught.value)
+    assert len(re.findall("cost ?table:", message, re.I)) == 1 and "costs.json" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "costs.json' is empty; write it again, with inspect --cost --output"),
+        ("\n", "is empty"),
+        ("[" * 100_000, "at most 16 deep"),
+        ('{"fixed": ' + "9" * 5000 + "}", "at most 18 digits"),
+        ("{", "not a cost table: Expecting"),
+        ('{"unit": "ms", "unit": "s"}', "duplicate key 'unit'"),
+    ],
+)
+def test_text_that_is_no_table_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "costs.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=words) as caught:
+        CostTable.load(path)
+    assert str(caught.value).lower().count("cost table") <= 2 and "Genotype" not in str(
+        caught.value
+    )
+
+
+def test_what_is_no_table_is_refused_at_construction() -> None:
+    for fixed, rows, words in (
+        (0.0, {}, "at least one table"),
+        (0.0, {"cell": [[10**400]]}, "numbers of reasonable size"),
+        (0.0, {"cell": [[torch.inf]]}, "must be finite"),
+        (10**400, ROWS, "must be finite"),
+        ("a", ROWS, "fixed must be a number, got 'a'"),
+    ):
+        with pytest.raises(DataError, match=words):
+            CostTable("ms", fixed, rows)
+
+
+def test_large_costs_are_no_matter_of_float32() -> None:
+    assert CostTable("operations", 2.0**60, {"cell": [[1e29]]}).fixed == 2**60
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch, call: str) -> None:
+    path = tmp_path / "costs.json"
+    CostTable("ms", 1.0, ROWS).save(path)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match="No space left"):
+        CostTable("ms", 2.0, ROWS).save(path)
+    monkeypatch.undo()
+    assert CostTable.load(path).fixed == 1.0
+    assert [entry.name for entry in tmp_path.iterdir()] == ["costs.json"]
+
+
+def test_half_precision_adds_up_in_single() -> None:
+    table = CostTable("parameters", 0.0, {"cell": torch.full((4, 2), 30_000.0)})
+    cost = table.expected({"cell": torch.full((4, 2), 0.5, dtype=torch.float16)})
+    assert cost.dtype == torch.float32 and float(cost) == 120_000
+
+
+def test_a_genotype_needs_the_names_of_its_own_space() -> None:
+    space, toy = spaces.NASBench201(), spaces.Toy().optimum()
+    table = CostTable("ms", 1.0, {"cell": torch.rand(6, 5)})
+    genotype = space.random_genotype(torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="candidates must be names by table"):
+        table.of(genotype)
+    for other in (toy, spaces.DARTS_V2):
+        with pytest.raises(GenotypeError, match="choices_of: "):
+            table.of(other, space.candidates)
+    known = dataclasses.replace(table, candidates=space.candidates)
+    assert known.of(genotype) == table.of(genotype, space.candidates)
+
+
+def test_names_are_held_in_the_file_and_checked(tmp_path: Path) -> None:
+    candidates = {"cell": (("none", "skip", "conv"), ("none", "pool", "conv"))}
+    table = CostTable("ms", 1.0, ROWS, candidates, about="batch of 24, cpu")
+    table.save(tmp_path / "costs.json")
+    again = CostTable.load(tmp_path / "costs.json")
+    assert (again.candidates, again.about) == (candidates, "batch of 24, cpu")
+    again.check(candidates, "cost")
+    others = {"cell": (("none", "skip", "conv"), ("none", "conv", "pool"))}
+    with pytest.raises(ConfigError, match=r"cost must be .* in row 1 of 'cell', got .* from 'f'"):
+        again.check(others, "cost", "f")
+    CostTable("ms", 1.0, ROWS).check(others, "cost")
+
+
+def test_a_negative_ridge_is_refused() -> None:
+    for ridge in (-1.0, float("nan")):
+        with pytest.raises(ConfigError, match="ridge must be a finite number at least 0"):
+            CostTable.fit([{"cell": torch.eye(2)}], [1.0], unit="ms", ridge=ridge)
 
 
 def test_missing_table_is_named() -> None:
