@@ -16,6 +16,7 @@ __all__ = ["CostAware", "find_costs", "image_batch"]
 COUNTED = ("parameters", "multiply-adds")
 KNOWN = (*COUNTED, "latency")
 LATENCY_BATCH = 24  # that of the UNAS code
+_NO_IMAGES = "'none' or the file of a table"
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -54,8 +55,8 @@ class CostAware:
         self._set_costs(find_costs(self.cost, self.supernet, self.space, option))
 
     def _set_costs(self, table: CostTable | None) -> None:
-        self.cost_table = table and CostTable(
-            table.unit, table.fixed, {name: c.to(self.device) for name, c in table.rows.items()}
+        self.cost_table = table and dataclasses.replace(
+            table, rows={name: costs.to(self.device) for name, costs in table.rows.items()}
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -87,22 +88,16 @@ def find_costs(cost: str, supernet: Supernet, space: SearchSpace, option: str) -
     if cost == "none":
         return None
     if cost in COUNTED:
-        return count(supernet, _batch(space, option, cost, 1))[cost]
+        return count(supernet, _batch(space, option, _NO_IMAGES, cost, 1))[cost]
     if cost == "latency":
-        return measure_latency(supernet, _batch(space, option, cost, LATENCY_BATCH))
+        return measure_latency(supernet, _batch(space, option, _NO_IMAGES, cost, LATENCY_BATCH))
     if not os.path.isfile(cost):
         raise ConfigError(
             f"{option} must be one of 'none', {', '.join(map(repr, KNOWN))} or the file of a "
-            f"table, got {cost!r:.200}"
+            f"table, got {cost!r:.200}: no such file"
         )
     table = CostTable.load(cost)
-    found = {name: tuple(costs.shape) for name, costs in table.rows.items()}
-    wanted = {name: tuple(alpha.shape) for name, alpha in supernet.alphas.items()}
-    if found != wanted:
-        raise ConfigError(
-            f"{option} must be a table with a cost for every candidate, {wanted}, got "
-            f"{found!r:.200} from {cost!r:.200}"
-        )
+    table.check(supernet.candidates, option, cost)
     return table
 
 
@@ -118,14 +113,15 @@ def image_batch(search: Any, option: str, batch: int = 1) -> tuple[int, ...]:
         ConfigError: If the space has no images.
     """
     asked = f"{type(search).__name__}: {option}"
-    return _batch(search.space, asked, getattr(search, option), batch)
+    wanted = "a setting that counts and measures nothing"
+    return _batch(search.space, asked, wanted, getattr(search, option), batch)
 
 
-def _batch(space: SearchSpace, option: str, given: Any, batch: int) -> tuple[int, ...]:
+def _batch(space: SearchSpace, option: str, wanted: str, given: Any, batch: int) -> tuple[int, ...]:
     if not (hasattr(space, "in_channels") and hasattr(space, "image_size")):
         raise ConfigError(
-            f"{option} must be a setting that counts and measures nothing where the space, "
-            f"{space.name!r}, has no images, got {given!r:.200}"
+            f"{option} must be {wanted} where the space, {space.name!r}, has no images, got "
+            f"{given!r:.200}"
         )
     size = space.image_size
     return batch, space.in_channels, *(size if isinstance(size, tuple) else (size, size))

@@ -134,7 +134,9 @@ def _find(request: Request) -> tuple[CostTable, Fit | None]:
     if cost in UNITS:
         return count(space.supernet(), (1, *_image(space)))[cost], None
     if os.path.isfile(cost):
-        return _fitting(CostTable.load(cost), space, cost), None
+        table = CostTable.load(cost)
+        table.check(space.candidates, "inspect: --cost", cost)
+        return table, None
     path, colon, column = cost.rpartition(":")
     if not colon:
         known = [LATENCY, *UNITS]
@@ -162,17 +164,6 @@ def _image(space: SearchSpace) -> tuple[int, int, int]:
     return (space.in_channels, *(size if isinstance(size, tuple) else (size, size)))
 
 
-def _fitting(table: CostTable, space: SearchSpace, name: str) -> CostTable:
-    shapes = {t: [len(rows), max(map(len, rows))] for t, rows in space.candidates.items()}
-    found = {t: list(costs.shape) for t, costs in table.rows.items()}
-    if found != shapes:
-        raise ConfigError(
-            f"inspect: --cost must be a table of the {space.name} space with these options, "
-            f"{shapes}, got {found!r:.200} from {printable(name, 200)!r}"
-        )
-    return table
-
-
 def _record(
     table: CostTable, space: SearchSpace, ends: Sequence[Genotype], fit: Fit | None
 ) -> dict[str, Any]:
@@ -192,14 +183,13 @@ def _record(
 def _lines(
     table: CostTable, request: Request, ends: Sequence[Genotype], fit: Fit | None
 ) -> Iterator[str]:
-    space, latency = request.space, request.latency
+    space = request.space
     sizes = ", ".join(
         f"{k}={printable(v, 60)}" for k, v in space.to_config().items() if k != "name"
     )
     yield f"{'space':<10} {space.name}{sizes and ': '}{sizes}"
-    yield f"{'unit':<10} {printable(table.unit, 60)}" + (
-        f" for a batch of {latency.batch_size} on {run_device(latency.device)}" if latency else ""
-    )
+    about = f" ({printable(table.about, 200)})" if table.about else ""
+    yield f"{'unit':<10} {printable(table.unit, 60)}{about}"
     if fit is not None:
         yield (
             f"{'fit':<10} {fit.networks:,} cells, {number(100 * fit.r2, 2)} % of the variance; "

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyfast_nas.costs.passes import evaluating
+from pyfast_nas.costs.passes import check_shape, evaluating, takes
 from pyfast_nas.costs.table import CostTable
 from pyfast_nas.errors import SearchSpaceError
 from pyfast_nas.nn.mixed_op import MixedOp
@@ -52,8 +52,9 @@ def count(supernet: Supernet, input_shape: Sequence[int]) -> dict[str, CostTable
         By unit of `UNITS` a table.
 
     Raises:
-        SearchSpaceError: If the super-net does not say where its candidates are, or a pass under
-            its own gates leaves one out.
+        ConfigError: If the shape is none.
+        SearchSpaceError: If the super-net does not say where its candidates are, does not take
+            such a batch, or leaves one out in a pass under its own gates.
 
     Example:
         >>> from pyfast_nas import spaces
@@ -73,7 +74,7 @@ def count(supernet: Supernet, input_shape: Sequence[int]) -> dict[str, CostTable
         costs = {t: torch.zeros(shape, dtype=torch.float64) for t, shape in shapes.items()}
         for edge in edges:
             costs[edge.table][edge.row, : len(edge.costs[unit])] += edge.costs[unit]
-        tables[unit] = CostTable(unit, fixed[unit], costs)
+        tables[unit] = CostTable(unit, fixed[unit], costs, supernet.candidates)
     return tables
 
 
@@ -104,8 +105,9 @@ def count_edges(
         The edges in the super-net's order, and by unit what is always there.
 
     Raises:
-        SearchSpaceError: If the super-net does not say where its candidates are, or a pass under
-            its own gates leaves one out.
+        ConfigError: If the shape is none.
+        SearchSpaceError: If the super-net does not say where its candidates are, does not take
+            such a batch, or leaves one out in a pass under its own gates.
 
     Example:
         >>> from pyfast_nas import spaces
@@ -146,6 +148,10 @@ def count_network(network: nn.Module, input_shape: Sequence[int]) -> dict[str, i
     Returns:
         By unit of `UNITS` a number.
 
+    Raises:
+        ConfigError: If the shape is none.
+        SearchSpaceError: If the network does not take such a batch.
+
     Example:
         >>> count_network(nn.Conv2d(3, 8, 3, stride=2, padding=1), (1, 3, 8, 8))
         {'parameters': 224, 'multiply-adds': 3456, 'operations': 3456, 'memory-access': 544}
@@ -166,9 +172,10 @@ def _counts(
     model: nn.Module, input_shape: Sequence[int], owners: Iterable[nn.Module] = ()
 ) -> _Counts:
     """Count one input's share of a pass by owner; what no owner does stands at None."""
-    owners = list(owners)
+    owners, (_, *sides) = list(owners), check_shape(input_shape, "count")
     # A batch of one has no variance: what is linear in the batch is known from two larger ones.
-    two, three = (_pass(model, (batch, *input_shape[1:]), owners) for batch in (2, 3))
+    with takes(input_shape, "count"):
+        two, three = (_pass(model, (batch, *sides), owners) for batch in (2, 3))
     return {o: [2 * a - b for a, b in zip(two[o], three[o], strict=True)] for o in two}
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pyfast_nas import _ext
 from pyfast_nas.costs.deployed import deployed
-from pyfast_nas.costs.passes import evaluating
+from pyfast_nas.costs.passes import check_shape, evaluating, takes
 from pyfast_nas.costs.table import CostTable
 from pyfast_nas.errors import ConfigError, SearchSpaceError
 from pyfast_nas.nn.gates import GateOutput
@@ -56,11 +56,12 @@ def measure_latency(
         clock: Returns seconds.
 
     Returns:
-        A table in ``"ms"`` for a whole batch.
+        A table in ``"ms"`` for a whole batch, which says what batch that is, and where it ran.
 
     Raises:
         ConfigError: If there is no call to time, or the shape is none.
-        SearchSpaceError: If the super-net does not say where its candidates are.
+        SearchSpaceError: If the super-net does not say where its candidates are, or does not take
+            such a batch.
 
     Example:
         >>> from pyfast_nas import spaces
@@ -88,7 +89,8 @@ def measure_latency(
         outcomes: dict[torch.Size, Tensor] = {}
         stand_ins = [_replace(edge, outcomes) for _, _, edge in edges]
         gates = _single_path(edges, plain, x)
-        plain(x, gates)
+        with takes(x.shape, "measure_latency"):
+            plain(x, gates)
         fixed = timer.median(lambda: plain(x, gates))
         alone = _TimesAlone(timer)
         shapes = {t: (len(rows), max(map(len, rows))) for t, rows in plain.candidates.items()}
@@ -96,7 +98,7 @@ def measure_latency(
         for (table, row, _), modules, stand_in in zip(edges, candidates, stand_ins, strict=True):
             for column, module in enumerate(modules):
                 rows[table][row, column] += alone.of(module, stand_in.x)
-    return CostTable("ms", fixed, rows)
+    return CostTable("ms", fixed, rows, plain.candidates, _about(x))
 
 
 def measure_network(
@@ -118,6 +120,7 @@ def measure_network(
 
     Raises:
         ConfigError: If there is no pass to time, or the shape is none.
+        SearchSpaceError: If the network does not take such a batch.
 
     Example:
         >>> measure_network(nn.Conv2d(3, 8, 3), (2, 3, 8, 8), repeats=3) > 0
@@ -128,7 +131,7 @@ def measure_network(
     """
     x = _batch(module, input_shape, "measure_network")
     timer = _Timer(x.device, warmup, repeats, clock)
-    with _alone(x.device), evaluating(module):
+    with _alone(x.device), evaluating(module), takes(x.shape, "measure_network"):
         return timer.median(lambda: module(x))
 
 
@@ -231,11 +234,16 @@ def _structure(module: nn.Module) -> Hashable:
     )
 
 
+def _about(x: Tensor) -> str:
+    """Say what a batch is, and on what it runs."""
+    gpu = torch.cuda.get_device_name(x.device) if x.device.type == "cuda" else x.device.type
+    count, *sides = x.shape
+    return f"batch of {count}, {gpu}, {'x'.join(map(str, (*sides[1:], *sides[:1])))}"
+
+
 def _batch(module: nn.Module, shape: Sequence[int], where: str) -> Tensor:
     """Return a batch of noise where the module is; torch's generators stay as they are."""
-    shape = tuple(shape)
-    if not shape or any(type(side) is not int or side < 1 for side in shape):
-        raise ConfigError(f"{where}: input_shape must be positive integers, got {shape!r:.200}")
+    shape = check_shape(shape, where)
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(()))
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return noise.to(like.device, like.dtype)

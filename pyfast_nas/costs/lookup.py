@@ -129,7 +129,8 @@ class LatencyLookup:
         last = (*y[:2], sizes.head)
         fixed += self._of(LayerKey("Conv_1", _shape(y), _shape(last)))
         fixed += self._of(LayerKey("Logits", _shape(last), str(sizes.num_classes)))
-        return CostTable("ms", fixed, {TABLE: rows})
+        about = f"layers of a look-up table, {_shape(image)}"
+        return CostTable("ms", fixed, {TABLE: rows}, space.candidates, about)
 
     def _of(self, key: LayerKey) -> float:
         if key not in self.milliseconds:

@@ -5,6 +5,7 @@ mixtures too, and takes the nearest sum of costs of single candidates. How near 
 says. The exact cost of a cell stays with `spaces.AccuracyTable.lookup`.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import torch
@@ -72,6 +73,7 @@ def fit_column(
     ends = (unit for end, unit in UNITS.items() if column.endswith(end))
     unit = unit or next(ends, column)
     table = _without_none(CostTable.fit(choices, targets, unit=unit, ridge=ridge))
+    table = dataclasses.replace(table, candidates=space.candidates, about=column)
     flags = torch.stack([choice["cell"] for choice in choices]).to(torch.float64)
     errors = table.fixed + (flags * table.rows["cell"]).sum((1, 2)) - targets
     spread = float((targets - targets.mean()).square().sum())
@@ -84,4 +86,5 @@ def _without_none(table: CostTable) -> CostTable:
     """Move what ``none`` costs to the fixed part: all cells have one candidate on each edge."""
     costs = table.rows["cell"]
     none = costs[:, :1]  # the first of NAS_BENCH_201_OPERATIONS
-    return CostTable(table.unit, table.fixed + float(none.sum()), {"cell": costs - none})
+    fixed = table.fixed + float(none.sum())
+    return dataclasses.replace(table, fixed=fixed, rows={"cell": costs - none})

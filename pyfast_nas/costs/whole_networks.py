@@ -4,6 +4,7 @@ Where candidates do not simply add up, as with layers that run beside each other
 candidates is off. A table fitted to whole networks is right on the average.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -125,4 +126,6 @@ def fit_costs(
         width = int(counts.max())
         for choice, picks in zip(choices, (part * counts).long(), strict=True):
             choice[table] = torch.arange(width) == picks.unsqueeze(1)
-    return CostTable.fit(choices, [cost_of(choice) for choice in choices], unit=unit, ridge=ridge)
+    costs = [cost_of(choice) for choice in choices]
+    table = CostTable.fit(choices, costs, unit=unit, ridge=ridge)
+    return dataclasses.replace(table, candidates=candidates)

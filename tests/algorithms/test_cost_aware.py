@@ -57,13 +57,30 @@ def test_table_of_other_candidates_is_refused(tmp_path: Path, start) -> None:
         start(Search(cost=str(path)), SPACE)
 
 
+def test_table_of_other_names_is_refused(tmp_path: Path, start) -> None:
+    path = tmp_path / "costs.json"
+    names = [["a", "b", "c", "d", "e"]] * 6
+    CostTable("mJ", 1.0, {"cell": torch.rand(6, 5)}, {"cell": names}).save(path)
+    with pytest.raises(ConfigError, match=r"cost must be a table of the candidates \('none', "):
+        start(Search(cost=str(path)), SPACE)
+
+
+def test_state_holds_names_and_what_costs_are_of(start) -> None:
+    search = start(Search(cost="latency"), SPACE)
+    state = search.state_dict()
+    search.load_state_dict(state)
+    assert search.cost_table.about == "batch of 24, cpu, 8x8x3"
+    assert search.cost_table.candidates == dict(SPACE.candidates)
+
+
 def test_space_without_images_is_refused(start) -> None:
-    with pytest.raises(ConfigError, match="'toy', has no images, got 'parameters'"):
+    words = "must be 'none' or the file of a table where the space, 'toy', has no images"
+    with pytest.raises(ConfigError, match=words):
         start(Search(cost="parameters"), spaces.Toy())
 
 
 def test_unknown_cost_is_refused(start) -> None:
-    with pytest.raises(ConfigError, match="or the file of a table, got 'flops'"):
+    with pytest.raises(ConfigError, match="or the file of a table, got 'flops': no such file"):
         start(Search(cost="flops"), SPACE)
 
 

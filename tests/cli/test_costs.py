@@ -60,8 +60,14 @@ def test_latency_is_measured_here(tmp_path, capsys):
     path = tmp_path / "costs.json"
     words = [*WORDS, "--cost", "latency", "--batch-size", "2", "--repeats", "3", "--device", "cpu"]
     assert main([*words, "--output", str(path)]) == 0
-    assert re.search(r"^unit +ms for a batch of 2 on cpu$", capsys.readouterr().out, re.MULTILINE)
+    unit = r"^unit +ms \(batch of 2, cpu, 8x8x3\)$"
+    assert re.search(unit, capsys.readouterr().out, re.MULTILINE)
     table = CostTable.load(path)
+    assert main([*WORDS, "--cost", str(path)]) == 0
+    assert re.search(unit, capsys.readouterr().out, re.MULTILINE)
+    other = [*WORDS[:-1], "max_pool_3x3", "--cost", str(path)]
+    assert main(other) == 2
+    assert "--cost must be a table of the candidates" in capsys.readouterr().err
     assert table.unit == "ms" and table.fixed > 0 and not table.rows["normal"][:, 0].any()
     assert bool((table.rows["normal"][:, 2] > table.rows["normal"][:, 1]).all())
 
@@ -91,7 +97,7 @@ def test_a_column_of_a_benchmark_is_fitted(tmp_path, capsys):
         ("--cost gone.csv:a", 2, "--space must be nas-bench-201 where --cost names a column"),
         ("--cost gone.csv:a --space nas-bench-201", 3, "table 'gone.csv': No such file"),
         ("--cost broken.json", 3, "cost table 'broken.json'"),
-        ("--cost other.json", 2, "must be a table of the darts space .*'other.json'"),
+        ("--cost other.json", 2, "--cost must be a table with a cost for every .*'other.json'"),
         ("--cost parameters --cells 0", 2, "--cells must be an integer at least 1, got 0"),
         ("runs/a --cost parameters", 2, "unexpected argument 'runs/a'"),
         (

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyfast_nas import spaces
 from pyfast_nas.costs import count, count_network
-from pyfast_nas.errors import SearchSpaceError
+from pyfast_nas.errors import ConfigError, SearchSpaceError
 from pyfast_nas.nn import MixedOp, Supernet
 from pyfast_nas.nn.primitives import PRIMITIVES
 
@@ -153,7 +153,7 @@ def test_counting_leaves_no_trace() -> None:
 
 def test_a_failing_pass_leaves_no_trace() -> None:
     supernet = spaces.NASBench201(cells=1, channels=2).supernet()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(SearchSpaceError, match=r"count: input_shape must be .*\[1, 5, 8, 8\]"):
         count(supernet, (1, 5, 8, 8))
     assert all(module.training for module in supernet.modules())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in supernet.modules())
@@ -180,3 +180,18 @@ class Hidden(Supernet):
 def test_what_cannot_be_found_is_refused(names: bool, words: str) -> None:
     with pytest.raises(SearchSpaceError, match=words):
         count(Hidden(names), (1, 2))
+
+
+def test_a_shape_that_is_none_is_refused() -> None:
+    supernet = spaces.NASBench201(cells=1, channels=2).supernet()
+    for shape in ((), (1, 3, 0, 8), (1, 3, 8.0, 8)):
+        with pytest.raises(ConfigError, match="count: input_shape must be positive integers"):
+            count(supernet, shape)
+    with pytest.raises(SearchSpaceError, match="count: input_shape must be that of a batch"):
+        count(supernet, (1, 3))
+
+
+def test_tables_name_their_candidates() -> None:
+    space = spaces.NASBench201(cells=1, channels=2)
+    for table in count(space.supernet(), (1, 3, 8, 8)).values():
+        assert table.candidates == dict(space.candidates)

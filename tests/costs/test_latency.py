@@ -199,3 +199,18 @@ def test_what_cannot_be_measured_is_refused() -> None:
         measure_latency(spaces.Toy().supernet(), (0, 8))
     with pytest.raises(SearchSpaceError, match="placed_edges must name every mixed operation"):
         measure_latency(Supernet({"cell": [["none", "a"]]}), (2, 8))
+
+
+def test_a_batch_that_a_network_does_not_take_is_named() -> None:
+    supernet = spaces.NASBench201(cells=1, channels=2).supernet()
+    for measure in (measure_latency, measure_network):
+        words = rf"{measure.__name__}: input_shape must be .*\[2, 5, 8, 8\]"
+        with pytest.raises(SearchSpaceError, match=words):
+            measure(supernet, (2, 5, 8, 8), warmup=0, repeats=1)
+
+
+def test_a_table_says_what_was_measured() -> None:
+    space = spaces.NASBench201(cells=1, channels=2)
+    table = measure_latency(space.supernet(), (2, 3, 8, 16), warmup=0, repeats=1)
+    assert table.about == "batch of 2, cpu, 8x16x3"
+    assert table.candidates == dict(space.candidates)

@@ -63,6 +63,7 @@ def test_a_table_for_a_search(tmp_path):
     table.save(tmp_path / "costs.json")
     again = CostTable.load(tmp_path / "costs.json")
     assert torch.equal(again.rows["blocks"], table.rows["blocks"]) and again.fixed == 15.0
+    assert again.candidates == dict(SPACE.candidates) and "look-up table" in again.about
 
 
 @pytest.mark.parametrize("lost", [0, 1, 2, 3, 4 + 2, 4 + 11])

@@ -30,6 +30,7 @@ def test_a_sum_over_edges_is_recovered() -> None:
     values = [true.of(SPACE.from_string(cell), SPACE.candidates) for cell in CELLS]
     fit = fit_column(table_of("x_energy", list(map(repr, values))), "x_energy", ridge=1e-9)
     assert fit.table.unit == "mJ" and fit.networks == len(CELLS)
+    assert fit.table.candidates == dict(SPACE.candidates) and fit.table.about == "x_energy"
     assert fit.table.fixed == pytest.approx(3.0, abs=1e-6)
     torch.testing.assert_close(fit.table.rows["cell"], true.rows["cell"], rtol=0, atol=1e-6)
     assert fit.r2 > 1 - 1e-9 and fit.mean_error <= fit.largest_error < 1e-6

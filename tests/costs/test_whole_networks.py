@@ -25,7 +25,7 @@ def test_a_linear_cost_is_recovered_when_the_ridge_vanishes():
     fit_costs(lambda choice: seen.append(choice) or 0.0, RAGGED, 50, seed=SEED + 1, unit="ms")
     for choice in seen:
         assert fitted.of(choice) == pytest.approx(true.of(choice), abs=1e-7)
-    assert fitted.unit == "ms"
+    assert fitted.unit == "ms" and fitted.candidates["stem"] == (("a", "b", "c", "d"),)
 
 
 def test_networks_are_drawn_uniformly_and_padding_never():
