@@ -81,6 +81,7 @@ def pareto_record(
     rows.sort(key=lambda row: (row["cost"], -row["accuracy"], row["hash"]))
     return {
         "unit": costs.unit,
+        **({"about": costs.about} if costs.about else {}),
         "images": count * valid.batch_size,
         **({} if scores is None else {"column": scores.columns[1]}),
         "architectures": rows,

@@ -218,7 +218,8 @@ def axis_marks(low: float, high: float, whole: bool, most: int = 5) -> list[floa
         [0.0, 2.5, 5.0, 7.5, 10.0]
     """
     span = high - low
-    if span <= 0:
+    # What is nearly one value is drawn as one: narrower marks would not be told apart in a float.
+    if span <= max(1e-12 * max(abs(low), abs(high)), 1e-100):
         span = max(abs(high) * 0.1, 1e-6)
         low, high = low - span / 2, high + span / 2
     step = 10.0 ** math.floor(math.log10(span / (most - 1)))

@@ -56,6 +56,7 @@ def pareto_svg(record: Mapping[str, Any], *, inline: bool = False) -> str:
         (True, True)
     """
     rows, unit = record["architectures"], printable(record["unit"], 40)
+    about = f", {printable(record['about'], 60)}" if "about" in record else ""
     largest = max(abs(row["cost"]) for row in rows)
     _, scale, word = next(row for row in _SCALES if largest >= row[0])
     across = _Axis([row["cost"] / scale for row in rows], LEFT, RIGHT)
@@ -86,7 +87,7 @@ def pareto_svg(record: Mapping[str, Any], *, inline: bool = False) -> str:
     parts = [
         _style(),
         f'<rect class="paper" width="100%" height="100%" rx="8" fill="{_SHADES["paper"][0]}"/>',
-        *_axes(across, upward, f"cost ({word}{unit})"),
+        *_axes(across, upward, f"cost ({word}{unit}{about})"),
         *_legend([kind for kind in _WORDS if any(row["source"] == kind for row in rows)]),
         _front([place(row) for row in rows if row["on_front"]]),
         *(_mark(row["source"], *place(row), row["on_front"], _told(row, unit)) for row in order),
@@ -132,9 +133,10 @@ def judged(record: Mapping[str, Any]) -> str:
         '1 of 1 architectures on the front; accuracy with shared weights on 64 validation images'
     """
     rows = record["architectures"]
+    about = f"; cost of: {printable(record['about'], 200)}" if "about" in record else ""
     return (
         f"{sum(row['on_front'] for row in rows)} of {len(rows)} architectures on the front; "
-        f"accuracy with shared weights on {record['images']:,} validation images"
+        f"accuracy with shared weights on {record['images']:,} validation images{about}"
     )
 
 

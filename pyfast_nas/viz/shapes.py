@@ -1,9 +1,9 @@
 """What the JSON files of a run must look like, so that no reader of them meets a surprise."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
+from pyfast_nas.costs.table_rules import LARGEST
 from pyfast_nas.errors import DataError
 from pyfast_nas.viz.markup import printable
 
@@ -50,6 +50,7 @@ _ARCHITECTURE = {
 }
 PARETO = {
     "unit": WORD,
+    "about": WORD,
     "images": (int,),
     "column": WORD,
     "architectures": [_ARCHITECTURE | {"test": FIGURE}],
@@ -137,7 +138,8 @@ def whole_pareto(record: Any, where: str) -> Any:
     """Return the content of ``pareto.json``, if nothing is missing: a picture needs every row.
 
     Raises:
-        DataError: If something is missing, or a source is none, or other than one row is final.
+        DataError: If something is missing or out of range, a source is none, other than one row
+            is final, none is on the front, or only some have a published accuracy.
 
     Example:
         >>> whole_pareto({"unit": "ms", "images": 64, "architectures": []}, "pareto.json")
@@ -147,7 +149,11 @@ def whole_pareto(record: Any, where: str) -> Any:
     """
     if record is None:
         return None
-    _require_keys(record, {key: PARETO[key] for key in PARETO if key != "column"}, where)
+    _require_keys(
+        record, {key: PARETO[key] for key in PARETO if key not in ("about", "column")}, where
+    )
+    if record["images"] < 1:
+        raise DataError(f"run: {where}: images must be at least 1, got {record['images']}")
     for row in record["architectures"]:
         _require_keys(row, _ARCHITECTURE, f"{where}: architectures")
         if row["source"] not in _SOURCES:
@@ -155,9 +161,20 @@ def whole_pareto(record: Any, where: str) -> Any:
                 f"run: {where}: architectures: source must be one of {', '.join(_SOURCES)}, got "
                 f"{printable(row['source'], 60)!r}"
             )
-    found = sum(row["source"] == "final" for row in record["architectures"])
+        if not 0 <= row["accuracy"] <= 1:
+            raise DataError(
+                f"run: {where}: architectures: accuracy must be from 0 to 1, got {row['accuracy']}"
+            )
+    rows = record["architectures"]
+    found = sum(row["source"] == "final" for row in rows)
     if found != 1:
         raise DataError(f"run: {where} must have one final architecture, got {found}")
+    if not any(row["on_front"] for row in rows):
+        raise DataError(f"run: {where} must have an architecture on the front, got none")
+    if 0 < (tested := sum("test" in row for row in rows)) < len(rows):
+        raise DataError(
+            f"run: {where}: architectures must all have test or none, got {tested} of {len(rows)}"
+        )
     return record
 
 
@@ -171,5 +188,6 @@ def _require_kind(value: Any, kinds: tuple[type, ...], where: str) -> None:
         names = ["null" if kind is type(None) else kind.__name__ for kind in kinds]
         raise DataError(f"run: {where} must be {' or '.join(names)}, got {type(value).__name__}")
     # Far beyond anything a run writes, and a plain float would overflow further on.
-    if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) < 1e30):
-        raise DataError(f"run: {where} must be a number of reasonable size, got {value!r:.40}")
+    if isinstance(value, int | float) and not abs(value) < LARGEST:
+        got = f"{value:.4g}" if isinstance(value, float) else f"{value.bit_length()} bits"
+        raise DataError(f"run: {where} must be a number of reasonable size, got {got}")

@@ -79,6 +79,7 @@ def test_it_is_the_same_again_and_changes_nothing_of_the_search(finished):
     assert alone.history == result.history
     measured = run(pareto_cost="latency", pareto_samples=0)
     assert measured.history == result.history and measured.pareto["unit"] == "ms"
+    assert measured.pareto["about"] == "batch of 24, cpu, 8x8x3" and "about" not in result.pareto
     phases = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
     assert [row["phase"] for row in phases if row["kind"] == "total"] == ["search", "pareto"]
 

@@ -151,6 +151,20 @@ def test_the_page_has_the_section_and_the_folder_the_picture(runs):
     assert (folder / "pareto.svg").read_text() == pareto_svg(content)
 
 
+def test_what_was_measured_stands_beside_the_unit():
+    content = record(unit="ms", scale=2.5, about="batch of 24, cpu, 32x32x3")
+    assert "cost (ms, batch of 24, cpu, 32x32x3)" in words(pareto_svg(content))
+    assert judged(content).endswith("; cost of: batch of 24, cpu, 32x32x3")
+
+
+@pytest.mark.parametrize("costs", [(0.0, 5e-324), (1.0, 1.0 + 2**-52), (-9e29, 9e29)])
+def test_costs_of_any_size_and_distance_can_be_drawn(costs):
+    content = record(2)
+    for row, cost in zip(content["architectures"], costs, strict=True):
+        row["cost"] = cost
+    ElementTree.fromstring(pareto_svg(content))
+
+
 def broken(change):
     content = record()
     change(content)
@@ -177,6 +191,27 @@ def broken(change):
         (
             broken(lambda c: c["architectures"][4].update(on_front=1)),
             "on_front must be bool, got int",
+        ),
+        (
+            broken(lambda c: c["architectures"][4].update(cost=10**400)),
+            "cost must be a number of reasonable size, got 1329 bits",
+        ),
+        (
+            broken(lambda c: c["architectures"][4].update(cost=-1e30)),
+            r"cost must be a number of reasonable size, got -1e\+30",
+        ),
+        (
+            broken(lambda c: c["architectures"][4].update(accuracy=1.5)),
+            "accuracy must be from 0 to 1, got 1.5",
+        ),
+        (broken(lambda c: c.update(images=-1)), "images must be at least 1, got -1"),
+        (
+            broken(lambda c: [row.update(on_front=False) for row in c["architectures"]]),
+            "must have an architecture on the front, got none",
+        ),
+        (
+            broken(lambda c: c["architectures"][4].update(test=93.0)),
+            "must all have test or none, got 1 of 12",
         ),
         (
             broken(lambda c: c["architectures"][4].update(cost=float("nan"))),
