@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pyfast_nas.cli import parsing
-from pyfast_nas.cli.inputs import quoted_path
+from pyfast_nas.cli.inputs import check_output, quoted_path, writing
 from pyfast_nas.costs import CostTable, Fit, count, extremes, fit_column, measure_latency
 from pyfast_nas.costs.counting import UNITS
 from pyfast_nas.engine.config import run_device
@@ -107,9 +107,12 @@ def parse(arguments: Sequence[str]) -> Request:
 def run(request: Request) -> int:
     """Find the costs, show and write them; return the exit code."""
     options, space = request.main, request.space
+    if options.output is not None:
+        check_output("inspect", options.output)
     table, fit = _find(request)
     if options.output is not None:
-        table.save(options.output)
+        with writing("inspect", options.output):
+            table.save(options.output)
     ends = extremes(table, space)
     if options.json:
         print(to_json(_record(table, space, ends, fit)))

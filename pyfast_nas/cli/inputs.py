@@ -5,12 +5,20 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyfast_nas.errors import DataError
+from pyfast_nas.errors import ConfigError, DataError
 from pyfast_nas.spaces.base import Genotype, SearchSpace
 from pyfast_nas.viz.markup import printable
 from pyfast_nas.viz.run_folder import RunFolder
 
-__all__ = ["free_folder", "quoted_path", "read_genotype", "read_run", "space_of"]
+__all__ = [
+    "check_output",
+    "free_folder",
+    "quoted_path",
+    "read_genotype",
+    "read_run",
+    "space_of",
+    "writing",
+]
 
 
 def read_genotype(path: Path) -> Genotype:
@@ -43,6 +51,48 @@ def space_of(path: Path, genotype: Genotype) -> SearchSpace | None:
         return None
     space = read_run(folder).space
     return space if space is not None and space.name == genotype.space else None
+
+
+def check_output(command: str, path: Path) -> None:
+    """Raise unless a file can be written there, before the work that it is for.
+
+    Raises:
+        ConfigError: If the folder is missing or closed, or the name is that of a folder.
+
+    Example:
+        >>> check_output("inspect", Path("no/such/costs.json"))
+        Traceback (most recent call last):
+        ...
+        pyfast_nas.errors.ConfigError: inspect: --output must be a file in a folder that exists, \
+got no/such/costs.json; make the folder or name another
+    """
+    where = quoted_path(path)
+    if path.is_dir():
+        raise ConfigError(f"{command}: --output must be a file, got the folder {where}")
+    if not path.parent.is_dir():
+        raise ConfigError(
+            f"{command}: --output must be a file in a folder that exists, got {where}; make the "
+            f"folder or name another"
+        )
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{command}: --output must be in a folder that can be written, got {where}; "
+            f"name another"
+        )
+
+
+@contextlib.contextmanager
+def writing(command: str, path: Path) -> Iterator[None]:
+    """Name the file of ``--output`` and the way out where it cannot be written.
+
+    Raises:
+        OSError: Where the body raised one.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = f"{command}: --output {quoted_path(path)} cannot be written: "
+        raise OSError(f"{reason}{error.strerror}; name another file") from None
 
 
 def free_folder(parent: Path, stem: str) -> Path:

@@ -28,7 +28,8 @@ __all__ = ["Inspect", "parse", "run"]
 class Inspect:
     """Show a genotype or a run in readable form; with --cost, what candidates of a space cost.
 
-    ``pyfast-nas inspect --cost latency --help`` lists the options of that.
+    Costs need no path: --cost latency --space darts. ``pyfast-nas inspect --cost latency --help``
+    lists the options of that.
     """
 
     path: tyro.conf.Positional[Path]

@@ -28,7 +28,12 @@ COMMANDS = {
     "derive": Command("derive", "Derive", "take the genotype of any epoch of a run", "FOLDER"),
     "plot": Command("plot", "Plot", "draw cells: SVG, DOT or Mermaid", "GENOTYPE"),
     "report": Command("report", "Report", "write the HTML report of a run once more", "FOLDER"),
-    "inspect": Command("inspect", "Inspect", "show a genotype or a run in readable form", "PATH"),
+    "inspect": Command(
+        "inspect",
+        "Inspect",
+        "show a genotype, a run, or costs of a space",
+        "PATH | --cost COST --space SPACE",
+    ),
     "info": Command("info", "Info", "say what is installed and which kernels serve"),
     "bench": Command("bench", "Bench", "time kernels and super-nets against plain PyTorch"),
     "build": Command("build", "Build", "compile the kernels for this machine"),

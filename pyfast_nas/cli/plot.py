@@ -67,7 +67,7 @@ def run(options: Plot) -> int:
 
 def _plot_pareto(options: Plot) -> int:
     if options.cell is not None or options.format not in (None, "svg"):
-        raise ConfigError("plot: --pareto must go without --cell, and with --format svg or none")
+        raise ConfigError("plot: --pareto must go without --cell and --format dot or mermaid")
     record = read_run(options.genotype).pareto
     if record is None:
         raise ConfigError(

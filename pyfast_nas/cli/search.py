@@ -1,6 +1,7 @@
 """``pyfast-nas search``: find an architecture, hold it against random ones, say how it went."""
 
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,13 +121,18 @@ def run(options: Search) -> int:
     """Search, write the report and show the result; return the exit code."""
     stream = sys.stderr if options.json else sys.stdout
     with open_display(stream) as display:
-        result = search(
-            options.space,
-            options.data,
-            algorithm=options.algorithm,
-            config=options.config,
-            progress=display,
-        )
+        try:
+            result = search(
+                options.space,
+                options.data,
+                algorithm=options.algorithm,
+                config=options.config,
+                progress=display,
+            )
+        except ConfigError as error:
+            # What the library calls by the names of Python goes by the options here.
+            words = re.sub(r"^\w+: (cost|pareto_cost) must", _as_option, str(error))
+            raise ConfigError(words) from None
     page = _write_report(result)
     folder = read_run(result.output) if result.output is not None else None
     if options.json:
@@ -134,6 +140,10 @@ def run(options: Search) -> int:
     else:
         print(_summary(result, folder, page, options))
     return 0
+
+
+def _as_option(found: re.Match[str]) -> str:
+    return f"search: --{found[1].replace('_', '-')} must"
 
 
 def _known(arguments: Sequence[str], option: str, names: dict[str, Any]) -> str:

@@ -14,10 +14,13 @@ from pyfast_nas.cli.inputs import free_folder, quoted_path, read_genotype, space
 from pyfast_nas.cli.progress import open_display
 from pyfast_nas.engine import TrainConfig, TrainResult, train
 from pyfast_nas.engine.run_files import to_json
-from pyfast_nas.errors import Error
+from pyfast_nas.errors import Error, GenotypeError
+from pyfast_nas.spaces import ProxylessNAS
 from pyfast_nas.viz.units import number, percent
 
 __all__ = ["Train", "parse", "run"]
+
+_HOME = "where a run found it, keep the file in the run's folder, whose config.json has the options"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,14 +92,21 @@ def _parsed(arguments: Sequence[str], data: str, space: str) -> dict[str, Any]:
 def run(options: Train) -> int:
     """Train, test and show the result; return the exit code."""
     genotype = read_genotype(options.genotype)
-    with open_display(sys.stderr if options.json else sys.stdout) as display:
-        result = train(
-            genotype,
-            options.data,
-            space=space_of(options.genotype, genotype),
-            config=options.config,
-            progress=display,
+    space = space_of(options.genotype, genotype)
+    if space is None and genotype.space == ProxylessNAS.name:
+        # Its widths stand in no genotype: another chain of as many blocks would be built unsaid.
+        print(
+            f"note: no config.json beside {quoted_path(options.genotype)}, so the chain has the "
+            f"default widths; {_HOME}",
+            file=sys.stderr,
         )
+    with open_display(sys.stderr if options.json else sys.stdout) as display:
+        try:
+            result = train(
+                genotype, options.data, space=space, config=options.config, progress=display
+            )
+        except GenotypeError as error:
+            raise error if space is not None else GenotypeError(f"{error}; {_HOME}") from None
     if options.json:
         print(to_json(_record(result, options)))
     else:

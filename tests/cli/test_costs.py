@@ -102,9 +102,10 @@ def test_a_column_of_a_benchmark_is_fitted(tmp_path, capsys):
         ("runs/a --cost parameters", 2, "unexpected argument 'runs/a'"),
         (
             "--cost parameters --cells 1 --nodes 1 --output missing/costs.json",
-            4,
-            "No such file or directory",
+            2,
+            "--output must be a file in a folder that exists, got missing/costs.json; make",
         ),
+        ("--cost parameters --cells 1 --output .", 2, "--output must be a file, got the folder"),
     ],
 )
 def test_refusals(words, code, message, tmp_path, capsys, monkeypatch):
@@ -126,3 +127,19 @@ def test_help_of_both_forms(capsys):
     out = capsys.readouterr().out
     for option in ("--batch-size", "--device", "--channels", "--image-size", "--output"):
         assert option in out
+
+
+def test_a_table_that_cannot_be_written_is_named(tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CostTable, "save", fail)
+    path = tmp_path / "costs.json"
+    assert main([*WORDS, "--cost", "parameters", "--output", str(path)]) == 4
+    error = capsys.readouterr().err
+    assert f"--output {path} cannot be written: No space left on device; name another" in error
+
+
+def test_usage_names_both_forms(capsys):
+    assert main(["inspect"]) == 2
+    assert "inspect PATH | --cost COST --space SPACE" in capsys.readouterr().err
