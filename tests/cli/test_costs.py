@@ -96,7 +96,7 @@ def test_a_column_of_a_benchmark_is_fitted(tmp_path, capsys):
         ("--cost latency --device tpu", 2, "must be 'auto' or one of 'cpu'"),
         ("--cost gone.csv:a", 2, "--space must be nas-bench-201 where --cost names a column"),
         ("--cost gone.csv:a --space nas-bench-201", 3, "table 'gone.csv': No such file"),
-        ("--cost broken.json", 3, "cost table 'broken.json'"),
+        ("--cost broken.json", 3, "not a cost table: .*in 'broken.json'"),
         ("--cost other.json", 2, "--cost must be a table with a cost for every .*'other.json'"),
         ("--cost parameters --cells 0", 2, "--cells must be an integer at least 1, got 0"),
         ("runs/a --cost parameters", 2, "unexpected argument 'runs/a'"),

@@ -5,7 +5,7 @@ import math
 import re
 import xml.etree.ElementTree as ElementTree
 
-from pyfast_nas.viz.chart import Group, Line, dot_plot, line_chart
+from pyfast_nas.viz.chart import Group, Line, axis_marks, dot_plot, line_chart
 from pyfast_nas.viz.heat import MOST_COLUMNS, Scale, heat_map, heat_strip
 
 
@@ -79,3 +79,9 @@ def test_strip_of_a_long_search_stays_small():
     strip = heat_strip(epochs, rows, scale=Scale.of(rows), title="t")
     assert f'viewBox="0 0 {MOST_COLUMNS} 2"' in strip and len(strip) < 6000
     ElementTree.fromstring(strip)
+
+
+def test_marks_of_the_narrowest_spans():
+    for low, high in ((0.0, 5e-324), (1.0, 1.0 + 2**-52), (-5e-324, 0.0)):
+        marks = axis_marks(low, high, False)
+        assert marks[0] <= low and high <= marks[-1] and marks == sorted(set(marks))
