@@ -114,4 +114,6 @@ def test_an_architecture_of_the_front_is_trained_from_the_folder(space, tmp_path
         ["train", str(tmp_path / "alone.json"), "--epochs", "0", "--output", str(tmp_path / "b")]
     )
     assert code == (0 if space[0] == "nas-bench-201" else 3)
-    assert code == 0 or "keep the file in the run's folder" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert code == 0 or "keep the file in the run's folder" in error
+    assert ("so the chain has the default widths" in error) == (space[0] == "proxylessnas")
