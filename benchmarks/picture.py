@@ -61,10 +61,10 @@ def paths_picture(folder: Path = FOLDER) -> str:
         records = read(path)
         found = {row["provider"]: row for row in rows_of(records, "paths", SUPERNET, "step")}
         if found:
-            what, key = "Resident peak of the first step", "resident_bytes"
+            what, key = "Resident peak of the first step, MSG-DAS beside DARTS", "resident_bytes"
             if on_gpu(records):
-                what, key = "Peak of a step", "peak_bytes"
-            panels = [_paths_panel(what, found, key), _paths_panel("Time of a step", found)]
+                what, key = "Peak of a step, MSG-DAS beside DARTS", "peak_bytes"
+            panels = [_paths_panel(what, found, key), _paths_panel("Time of the same", found)]
             title = f"Memory and time of MSG-DAS steps on {records[0]['device']}, less is better"
             return bar_chart(panels, title=title)
     return ""
@@ -73,7 +73,7 @@ def paths_picture(folder: Path = FOLDER) -> str:
 def _paths_panel(title: str, found: Mapping[str, Record], key: str = "") -> Panel:
     """Both DARTS steps, then each mode from the largest K down: bytes of ``key``, or times."""
     names = {"eager": "DARTS in PyTorch", "fused": "DARTS, pyfast_nas"}
-    names |= {n: f"MSG-DAS, {n}" for m in MODES for k in PATHS[::-1] for n in [path_search(m, k)]}
+    names |= {n: n for m in MODES for k in PATHS[::-1] for n in [path_search(m, k)]}
     bars = [
         Bar(
             name=label,

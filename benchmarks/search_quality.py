@@ -44,7 +44,8 @@ METHODS = {
     "random search": ("--algorithm", "random"),
     # The architecture pays for its latency; {costs} is fitted to the table of latencies.
     "ProxylessNAS, latency": (
-        *("--algorithm", "proxylessnas", "--cost", "{costs}", "--cost-reference", "{reference}"),
+        *("--algorithm", "proxylessnas", "--cost", "{costs}", "--cost-form", "add-linear"),
+        *("--cost-reference", "{reference}"),
     ),
     "UNAS, latency": ("--algorithm", "unas", "--cost", "{costs}", "--cost-weight", "0.1"),
     "SNAS, resources": ("--algorithm", "snas", "--resource-weight", "0.0015"),

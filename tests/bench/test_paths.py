@@ -97,7 +97,7 @@ def test_table_and_picture(folder):
     texts = ["".join(text.itertext()) for text in root.findall(".//{*}text")]
     assert {
         "DARTS in PyTorch",
-        "MSG-DAS, joint, K = 8",
+        "joint, K = 8",
         mebibytes(3200 << 20) + " MiB",
         "200 MiB",
     } <= set(texts)
