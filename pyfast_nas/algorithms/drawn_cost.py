@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyfast_nas import ops
 from pyfast_nas.algorithms.cost_aware import LATENCY_BATCH, CostAware, image_batch
-from pyfast_nas.algorithms.options import Range
+from pyfast_nas.algorithms.options import Range, require_read
 from pyfast_nas.costs import DrawnNetwork, fit_costs, hinge
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.nn import Supernet
@@ -56,10 +56,18 @@ class DrawnCost(CostAware):
         """Take the supernet to search and find what draws cost; see the base class.
 
         Raises:
-            ConfigError: If latency is measured, and the table is not in ms or a criterion is set;
-                if a criterion is set, and genotypes of the space leave out some of what is drawn.
+            ConfigError: If an option is set that no cost reads; if latency is measured, and the
+                table is not in ms or a criterion is set; if a criterion is set, and genotypes of
+                the space leave out some of what is drawn.
             DataError: If the criterion gives a cost that is not finite.
         """
+        is_named, has_criterion = self.cost != "none", self.criterion is not None
+        costs = dict.fromkeys(
+            ("cost_target", "cost_weight", "cost_warmup"), is_named or has_criterion
+        )
+        read = costs | {"surrogate_samples": has_criterion and not is_named}
+        given = "a criterion" if has_criterion else "no criterion"
+        require_read(self, read, f"cost={self.cost!r:.200} and {given}")
         super().prepare(supernet, **run)
         if self.criterion is not None:
             self._require_whole_genotypes()

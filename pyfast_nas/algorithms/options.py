@@ -12,11 +12,12 @@ import math
 import numbers
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pyfast_nas.errors import ConfigError
 
-__all__ = ["Option", "Range", "check_options", "option_table"]
+__all__ = ["Option", "Range", "check_options", "option_table", "require_read"]
 
 
 _KIND_WORDS = {int: "an integer", float: "a finite number", bool: "true or false", str: "text"}
@@ -179,3 +180,31 @@ def check_options(config: Any) -> None:
             raise ConfigError(
                 f"{type(config).__name__}: {option.name} must be {option}, got {given}"
             ) from None
+
+
+def require_read(config: Any, read: Mapping[str, bool], others: str) -> None:
+    """Refuse options that have a value of their own where nothing looks at them.
+
+    Args:
+        config: An instance of a dataclass with a default for each of these options.
+        read: Name of an option -> whether something looks at it.
+        others: The options that say so, with their values.
+
+    Raises:
+        ConfigError: Naming the first of them.
+
+    Example:
+        >>> from pyfast_nas.algorithms import ProxylessNAS
+        >>> ProxylessNAS(samples=3)
+        Traceback (most recent call last):
+        ...
+        pyfast_nas.errors.ConfigError: ProxylessNAS: samples must be 10 with gradient='full_v2', \
+where nothing reads it, got 3
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name, is_read in read.items():
+        if not is_read and (value := getattr(config, name)) != defaults[name]:
+            raise ConfigError(
+                f"{type(config).__name__}: {name} must be {defaults[name]!r} with {others}, where "
+                f"nothing reads it, got {value!r:.200}"
+            )

@@ -35,7 +35,7 @@ from pyfast_nas.algorithms.binary_gates import (
     path_gates,
 )
 from pyfast_nas.algorithms.cost_aware import CostAware
-from pyfast_nas.algorithms.options import Range
+from pyfast_nas.algorithms.options import Range, require_read
 from pyfast_nas.algorithms.path_search import PathSearch
 from pyfast_nas.algorithms.sub_graphs import (
     SubGraphs,
@@ -131,22 +131,19 @@ class ProxylessNAS(CostAware, PathSearch):
     def __post_init__(self) -> None:
         super().__post_init__()
         rewards, costs = self.gradient == "reinforce", self.cost != "none"
+        require_read(self, {"samples": rewards}, f"gradient={self.gradient!r}")
+        in_loss, is_log = costs and not rewards, self.cost_form == "mul-log"
         read = {
-            "samples": rewards,
             "cost_reference": costs,
-            "cost_form": costs and not rewards,
-            "cost_scale": costs and not rewards and self.cost_form == "mul-log",
-            "cost_exponent": costs and not rewards and self.cost_form == "mul-log",
-            "cost_weight": costs and not rewards and self.cost_form == "add-linear",
+            "cost_form": in_loss,
+            "cost_scale": in_loss and is_log,
+            "cost_exponent": in_loss and is_log,
+            "cost_weight": in_loss and not is_log,
         }
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not read.get(field.name, True) and value != field.default:
-                raise ConfigError(
-                    f"ProxylessNAS: {field.name} must be {field.default!r} with gradient="
-                    f"{self.gradient!r}, cost={self.cost!r:.200} and cost_form={self.cost_form!r}, "
-                    f"which do not read it, got {value!r}"
-                )
+        chosen = f"cost={self.cost!r:.200} and cost_form={self.cost_form!r}"
+        require_read(self, read, f"gradient={self.gradient!r}, {chosen}")
+        read = {"warmup_lr": self.alpha_warmup > 0, "alpha_rest": self.alpha_warmup < 1}
+        require_read(self, read, f"alpha_warmup={self.alpha_warmup:g}")
 
     def prepare(self, supernet: Supernet, **run: Any) -> None:
         """Take the supernet to search, find its costs, make both optimizers.

@@ -32,7 +32,7 @@ from pyfast_nas import ops
 from pyfast_nas.algorithms.base import cosine
 from pyfast_nas.algorithms.drawn_cost import DrawnCost
 from pyfast_nas.algorithms.gradient_search import GradientSearch
-from pyfast_nas.algorithms.options import Range
+from pyfast_nas.algorithms.options import Range, require_read
 from pyfast_nas.algorithms.rebar import CoupledDraw, coupled_draw, soften, surrogate_loss
 from pyfast_nas.algorithms.sub_graphs import single_path_gates, stack_tables, unstack_tables
 from pyfast_nas.errors import ConfigError
@@ -115,6 +115,7 @@ class UNAS(DrawnCost, GradientSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_read(self, {"gap": self.gap_weight > 0}, f"gap_weight={self.gap_weight:g}")
         if self.alpha_lr_min > self.alpha_lr:
             raise ConfigError(
                 f"UNAS: alpha_lr_min must be at most alpha_lr={self.alpha_lr:g}, "

@@ -657,6 +657,11 @@ class TestSchedules:
             {"cost": "parameters", "gradient": "reinforce", "cost_form": "add-linear"},
             "cost_form must be 'mul-log' with gradient='reinforce'",
         ),
+        (
+            {"warmup_lr": 9.0, "alpha_warmup": 0.0},
+            "warmup_lr must be 0.05 with alpha_warmup=0, where nothing reads it, got 9.0",
+        ),
+        ({"alpha_rest": 2, "alpha_warmup": 1.0}, "alpha_rest must be 1 with alpha_warmup=1"),
         ({"gradient": "three"}, "gradient must be one of 'full_v2', 'full', 'two', 'reinforce'"),
     ],
 )

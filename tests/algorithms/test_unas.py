@@ -17,7 +17,8 @@ from pyfast_nas.errors import ConfigError
 from pyfast_nas.spaces.choices import choices_of
 from tests.algorithms.test_toy import run
 
-NOW = {"alpha_warmup": 0.0, "cost_warmup": 0.0}
+NOW = {"alpha_warmup": 0.0}
+PRICED = NOW | {"cost_warmup": 0.0}
 STEPS = torch.tensor(  # what a pair of candidates costs: no sum over rows, no derivative
     [[3.0, 0.0, 1.0, 2.0], [-2.0, 5.0, 0.0, 0.0], [1.0, -4.0, 2.0, 1.0], [0.0, 1.0, 0.5, -3.0]]
 )
@@ -176,7 +177,7 @@ def is_unbiased(found: list[torch.Tensor], want: torch.Tensor, power: float) -> 
 @pytest.mark.parametrize("options", [{}, {"control_scale": 0.0, "score_baseline": 0.9}])
 def test_cost_without_a_derivative_is_estimated_without_bias(options, start):
     """On all sixteen architectures of the toy super-net."""
-    algorithm = UNAS(cost_weight=1.0, surrogate_samples=100, **NOW, **options)
+    algorithm = UNAS(cost_weight=1.0, surrogate_samples=100, **PRICED, **options)
     algorithm.criterion = step_price
     start(algorithm, spaces.Toy())
     logits = algorithm.supernet.alphas["cell"]
@@ -269,7 +270,7 @@ def test_padding_gets_no_gradient(start, tiny_batch, monkeypatch):
 
 
 def test_a_supernet_in_half_precision(start, image_batch):
-    algorithm = start(UNAS(cost="parameters", softening=0.05, **NOW), IMAGES)
+    algorithm = start(UNAS(cost="parameters", softening=0.05, **PRICED), IMAGES)
     algorithm.supernet.bfloat16()
     images, labels = image_batch(0)
     batch = images.bfloat16(), labels
@@ -334,13 +335,33 @@ class TestSchedules:
         assert rates == pytest.approx(want, rel=1e-12)
 
     def test_weight_of_the_cost_rises(self, start):
-        algorithm = start(UNAS(alpha_warmup=0.5, cost_warmup=0.5), epochs=8, steps_per_epoch=5)
+        algorithm = UNAS(alpha_warmup=0.5, cost_warmup=0.5, cost="parameters")
+        start(algorithm, IMAGES, epochs=8, steps_per_epoch=5)
         weights = []
         for algorithm.alpha_steps in (0, 5, 10, 20):
             weights.append(algorithm.current_cost_weight)
         assert weights == pytest.approx([0.0, 0.05, 0.1, 0.1])
-        algorithm = start(UNAS(cost_warmup=0.0))
+        algorithm = start(UNAS(cost_warmup=0.0, cost="parameters"), IMAGES)
         assert algorithm.current_cost_weight == 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cost_target": 3.0}, "cost_target must be None with cost='none' and no criterion"),
+        ({"cost_weight": 5.0}, "cost_weight must be 0.1 with cost='none'"),
+        ({"cost_warmup": 0.5}, "cost_warmup must be 0.33.* with cost='none'"),
+        ({"surrogate_samples": 7}, "surrogate_samples must be 1000 with cost='none'"),
+        (
+            {"surrogate_samples": 7, "cost": "parameters"},
+            "surrogate_samples must be 1000 with cost='parameters' and no criterion",
+        ),
+        ({"gap": "samplewise", "gap_weight": 0.0}, "gap must be 'batch' with gap_weight=0"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, message, start):
+    with pytest.raises(ConfigError, match=message):
+        start(UNAS(**options), IMAGES)
 
 
 class TestCosts:
@@ -352,7 +373,7 @@ class TestCosts:
 
     def test_table_costs_what_was_drawn_above_the_target(self, start, tmp_path):
         cost = self.table(tmp_path)
-        algorithm = start(UNAS(cost=cost, cost_target=4.0, cost_weight=2.0, **NOW), spaces.Toy())
+        algorithm = start(UNAS(cost=cost, cost_target=4.0, cost_weight=2.0, **PRICED), spaces.Toy())
         logits = algorithm.supernet.alphas["cell"]
         for seed in range(5):
             algorithm.seed[0] = seed
@@ -445,14 +466,14 @@ class TestCosts:
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, None, "3"])
     def test_a_criterion_that_gives_no_number_is_refused(self, start, tmp_path, value, toy_batch):
-        algorithm = UNAS(cost=self.table(tmp_path), **NOW)
+        algorithm = UNAS(cost=self.table(tmp_path), **PRICED)
         algorithm.criterion = lambda genotype: value
         start(algorithm, spaces.Toy())
         with pytest.raises(ValueError, match="criterion: must return a finite number, got"):
             algorithm.step(toy_batch(4), toy_batch(4))
 
     def test_measured_latency_times_what_was_drawn(self, start, image_batch, monkeypatch):
-        algorithm = start(UNAS(cost="latency", latency="measured", **NOW), IMAGES)
+        algorithm = start(UNAS(cost="latency", latency="measured", **PRICED), IMAGES)
         assert algorithm.cost_table.unit == "ms"
         timed = []
         real = DrawnNetwork.milliseconds
