@@ -52,7 +52,8 @@ def _study(kind: str, title: str, study: Mapping[str, Any]) -> list[str]:
     lines += _table(list(map(_one, rows)))
     lines += [
         "",
-        f"{study['device']}, {study['threads']} threads, torch {study['torch']}, commit "
+        f"{study['device']}, {_count(study['threads'], 'thread')} a search, "
+        f"{_count(study['jobs'], 'search', 'searches')} at a time, torch {study['torch']}, commit "
         f"{study['commit']}.",
     ]
     return lines
@@ -103,8 +104,8 @@ def _table(lines: Sequence[Mapping[str, str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in rows]
 
 
-def _count(number: float, word: str) -> str:
-    return f"{number:g} {word}{'' if number == 1 else 's'}"
+def _count(number: float, word: str, words: str | None = None) -> str:
+    return f"{number:g} {word if number == 1 else words or word + 's'}"
 
 
 def _rate(rate: float | None) -> str:

@@ -6,17 +6,20 @@ Each search is a process of its own, ``pyfast-nas search``. With ``--epochs`` th
 differentiate through the weights are as long as each other in epochs, with ``--minutes`` all
 searches of the package in time. Beside the accuracy stands what says whether it means anything: how
 often the alphas moved, how undecided they still are, and by how much the kept candidate of each
-edge leads. Rows go into a file, the page is made from them.
+edge leads. Rows go into a file, the page is made from them. Small searches gain little from more
+threads, so ``--jobs`` of them can share the machine's.
 """
 
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +110,7 @@ def run(
     options: Sequence[str],
     measured: AccuracyTable,
     latencies: tuple[AccuracyTable, str] | None = None,
+    threads: int = 1,
 ) -> Found:
     """Search once, in a process of its own.
 
@@ -117,6 +121,7 @@ def run(
         options: Words of the command line that all methods share.
         measured: Accuracies of all cells, those that ``options`` names.
         latencies: Latencies of all cells, and the column that counts; methods with costs need it.
+        threads: Threads of the process.
 
     Raises:
         subprocess.CalledProcessError: If the search fails.
@@ -129,7 +134,8 @@ def run(
             words = _with_costs(words, *latencies, Path(folder) / "costs.json")
         command += [*words, "--seed", str(seed), "--epochs", str(epochs), *options]
         command += ["--output", str(output), "--compare", "0", "--json"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment)
         result = json.loads(done.stdout)
         files = RunFolder.read(output)
     ((table, rows),) = [(t, files.probabilities(t)[-1][1]) for t in files.tables]
@@ -208,22 +214,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.latency is not None:
         path, _, column = given.latency.rpartition(":")
         latencies = AccuracyTable.read(path), column
+    methods = given.methods or _methods(kind, latencies is not None)
+    threads = max(1, torch.get_num_threads() // given.jobs)
+
+    def search(method: str, seed: int, epochs: int) -> Found:
+        words = list(shared)
+        if given.alpha_lr is not None and method != "random search":
+            words += ["--alpha-lr", str(given.alpha_lr)]
+        print(f"{method}, seed {seed}, {epochs} epochs", file=sys.stderr, flush=True)
+        return run(method, seed, epochs, words, measured, latencies, threads)
+
+    def length(method: str) -> int:
+        return given.epochs or _epochs(given.minutes, search(method, 0, CALIBRATION))
+
     rows: list[Found] = []
-    lengths: dict[str, int] = {}
-    for seed in range(given.seeds):
-        for method in given.methods or _methods(kind, latencies is not None):
-            words = list(shared)
-            if given.alpha_lr is not None and method != "random search":
-                words += ["--alpha-lr", str(given.alpha_lr)]
-            if method not in lengths:
-                lengths[method] = given.epochs or _length(
-                    given.minutes, method, words, measured, latencies
-                )
-            print(f"{method}, seed {seed}, {lengths[method]} epochs", file=sys.stderr, flush=True)
-            rows.append(run(method, seed, lengths[method], words, measured, latencies))
-            content = _content(given, kind, rows, measured)
-            given.results.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            given.page.write_text(page(content), encoding="utf-8")
+    with ThreadPoolExecutor(given.jobs) as pool:
+        lengths = dict(zip(methods, pool.map(length, methods), strict=True))
+        searches = [
+            pool.submit(search, method, seed, lengths[method])
+            for seed in range(given.seeds)
+            for method in methods
+        ]
+        try:
+            for done in as_completed(searches):
+                rows.append(done.result())
+                content = _content(given, kind, rows, measured, threads)
+                given.results.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                given.page.write_text(page(content), encoding="utf-8")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     print(page(content))
     return 0
 
@@ -232,10 +252,9 @@ def _methods(kind: str, has_latencies: bool) -> list[str]:
     return [m for m in STUDIES[kind] if has_latencies or COST not in METHODS[m]]
 
 
-def _length(minutes: float, method: str, *how: Any) -> int:
-    """Return the epochs that a search makes in a time; it is measured by a short one."""
-    short = run(method, 0, CALIBRATION, *how)
-    return max(1, round(60 * minutes * CALIBRATION / short.seconds))
+def _epochs(minutes: float, short: Found) -> int:
+    """Return how many epochs a search makes in a time, after a short one like it."""
+    return max(1, round(60 * minutes * short.epochs / short.seconds))
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -252,13 +271,18 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--alpha-lr", type=float, help="by default the paper's")
     parser.add_argument("--methods", nargs="+", choices=METHODS)
+    parser.add_argument("--jobs", type=int, default=1, help="searches at a time")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=PAGE)
     return parser.parse_args(arguments)
 
 
 def _content(
-    given: argparse.Namespace, kind: str, rows: Sequence[Found], measured: AccuracyTable
+    given: argparse.Namespace,
+    kind: str,
+    rows: Sequence[Found],
+    measured: AccuracyTable,
+    threads: int,
 ) -> dict[str, Any]:
     """Return what the file holds: this study, and the other one as it is there."""
     columns = {split: rows[0].table[split]["column"] for split in ("valid", "test")}
@@ -279,7 +303,8 @@ def _content(
             "deviation": float(values.std()),
         },
         "device": device_name(),
-        "threads": torch.get_num_threads(),
+        "jobs": given.jobs,
+        "threads": threads,
         "torch": torch.__version__,
         "commit": commit(),
         "rows": [

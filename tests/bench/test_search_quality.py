@@ -23,11 +23,14 @@ def table(tmp_path_factory):
 def test_a_search_is_judged_by_the_table(tmp_path, table):
     results, page = tmp_path / "results.json", tmp_path / "page.md"
     words = ["--data", "digits", "--table", str(table), "--seeds", "1", "--epochs", "1"]
-    words += ["--channels", "2", "--batch-size", "128", "--methods", "DARTS, second order"]
+    words += ["--channels", "2", "--batch-size", "128", "--jobs", "2"]
+    words += ["--methods", "random search", "DARTS, second order"]
     assert search_quality.main([*words, "--results", str(results), "--page", str(page)]) == 0
     content = json.loads(results.read_text())
     study = content["studies"]["epochs"]
-    (row,) = study["rows"]
+    row, other = study["rows"]  # in the order of the page, whichever was ready first
+    assert row["method"] == "DARTS, second order" and other["alpha_steps"] == 0
+    assert study["jobs"] == 2
     assert row["alpha_steps"] == row["images"] // 128 > 0
     assert 0.9 < row["entropy"] <= 1 and len(row["margins"]) == 6 and row["step_seconds"] > 0
     # The made-up table falls along the order of cells, from 90 for the first.
@@ -63,7 +66,8 @@ def test_page():
         "columns": {"valid": "c", "test": "c"},
         "chance": {"best": 95.0, "mean": 80.0, "deviation": 10.0},
         "device": "a machine",
-        "threads": 2,
+        "jobs": 2,
+        "threads": 1,
         "torch": "2.13",
         "commit": "abc",
     }
@@ -85,6 +89,7 @@ def test_page():
     assert line in by_epochs.splitlines()
     assert "| iDARTS | 1 | `\\|none~0\\|` | 7 | 15.00 | 0.250, 0.125 |" in by_epochs.splitlines()
     assert "2 epochs each, alphas at a rate of 0.01" in by_epochs
+    assert "a machine, 1 thread a search, 2 searches at a time, torch 2.13" in by_epochs
     assert "best cell has 95.00 %" in by_epochs and "gpu" not in by_epochs
     assert "1.5 minutes each, alphas at the rate of each paper" in by_minutes
     (line,) = (line for line in by_minutes.splitlines() if line.startswith("| random search | 90"))
