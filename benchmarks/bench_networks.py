@@ -1,6 +1,6 @@
-"""Edges, nodes, cells and super-nets: ``pytest benchmarks/bench_networks.py``.
+"""Edges, nodes, cells and supernets: ``pytest benchmarks/bench_networks.py``.
 
-Forward and backward of the DARTS super-net ask for 1,196 M multiply-adds an image in its nodes, a
+Forward and backward of the DARTS supernet ask for 1,196 M multiply-adds an image in its nodes, a
 third of them in depthwise windows, and for 28 MB of traffic, where eager PyTorch keeps 120 MiB and
 passes over it several times: the ideal is bound by arithmetic, eager by memory. What our nodes make
 of it is measured by ``bench_profile.py``.

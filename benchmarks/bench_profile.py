@@ -1,6 +1,6 @@
-"""Where the time of our super-nets goes: ``pytest benchmarks/bench_profile.py``.
+"""Where the time of our supernets goes: ``pytest benchmarks/bench_profile.py``.
 
-For a batch of 16 the nodes of the DARTS super-net ask for 9.6 GFLOP forward and 28.7 backward, and
+For a batch of 16 the nodes of the DARTS supernet ask for 9.6 GFLOP forward and 28.7 backward, and
 for 162 and 293 MB of traffic: 59 and 98 operations a byte, several times what a processor does
 while a byte comes from memory. NAS-Bench-201 is alike: both are bound by arithmetic.
 """

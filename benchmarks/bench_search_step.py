@@ -2,7 +2,7 @@
 
 A first-order step is one forward and backward for the architecture, which needs no gradient of the
 weights, one for the weights, and two optimizers over 1,401 small tensors. MSG-DAS runs one of eight
-candidates on every edge, K times for each pass, and the whole super-net once forward for guidance.
+candidates on every edge, K times for each pass, and the whole supernet once forward for guidance.
 """
 
 import pytest

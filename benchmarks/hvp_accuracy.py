@@ -1,6 +1,6 @@
 """How far a finite difference is from the mixed derivative: ``python -m benchmarks.hvp_accuracy``.
 
-The DARTS super-net with 4 channels and 3 cells on 8 x 8 images, batch 16. On smooth operations the
+The DARTS supernet with 4 channels and 3 cells on 8 x 8 images, batch 16. On smooth operations the
 error falls with the square of the radius; with ReLU and max pooling the difference sees kinks that
 the derivative does not, and the two are different quantities.
 """
@@ -50,7 +50,7 @@ def batch(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def make(is_smooth: bool, steps: int) -> nn.Module:
-    """Return the super-net in float64, after steps of SGD on random batches."""
+    """Return the supernet in float64, after steps of SGD on random batches."""
     torch.manual_seed(0)
     space = spaces.DARTS(channels=4, cells=3, num_classes=10, in_channels=3, image_size=8)
     model = space.supernet().double()

@@ -31,8 +31,8 @@ NAMES = {
 SUM = "8 x [64x16x32x32]"
 # Title, operator, case, mode.
 TIMES = (
-    ("DARTS super-net, forward + backward, batch 16", "supernet", SUPERNET, "both"),
-    ("NAS-Bench-201 super-net, forward + backward, batch 16", "supernet", FOREIGN, "both"),
+    ("DARTS supernet, forward + backward, batch 16", "supernet", SUPERNET, "both"),
+    ("NAS-Bench-201 supernet, forward + backward, batch 16", "supernet", FOREIGN, "both"),
     ("First-order DARTS step", "step", f"first-order DARTS: {SUPERNET}", "step"),
     ("MSG-DAS step, K = 2, beside a DARTS step", "step", f"MSG-DAS, K = 2: {SUPERNET}", "step"),
     ("mixed_sum, forward + backward, 8 x [64, 16, 32, 32]", "mixed_sum", SUM, "both"),
@@ -88,7 +88,7 @@ def _paths_panel(title: str, found: Mapping[str, Record], key: str = "") -> Pane
 
 
 def _memory(rows: Sequence[Record]) -> Panel:
-    """Resident peaks of the DARTS super-net."""
+    """Resident peaks of the DARTS supernet."""
     found = [r for r in rows_of(rows, "supernet", SUPERNET, "both") if "resident_bytes" in r]
     title = "Peak memory of the same above the idle process"
     return _panel(

@@ -19,7 +19,7 @@ is not here has not been measured yet.
 
 TEXTS = {
     "supernet": """\
-The whole search super-net on images of CIFAR-10's shape, float32. `eager` is plain PyTorch
+The whole search supernet on images of CIFAR-10's shape, float32. `eager` is plain PyTorch
 (`pyfast_nas/bench/plain_*.py`), `checkpoint` computes each cell again in backward and lies
 channels-last, `compile-edge` and `compile-cell` give `torch.compile` each edge or cell on its own,
 `fused` is `spaces.DARTS().supernet()` or `spaces.NASBench201().supernet()`, `accelerate` the plain
@@ -50,7 +50,7 @@ what bounds a node.
 One search step, an update of the architecture and one of the weights. `eager` is the step in plain
 PyTorch: DARTS of first order, and of second order by central differences with the fewest passes.
 MSG-DAS stands beside the plain step of first order. MSG-DAS runs with its defaults, past both
-warm-ups; guidance is one more forward pass of the whole super-net.
+warm-ups; guidance is one more forward pass of the whole supernet.
 """,
     "paths": """\
 What the number of sub-graphs costs. MSG-DAS runs K of them a step, one after another (`accumulate`:
@@ -91,7 +91,7 @@ Bound by arithmetic: Philox and two logarithms for every number. With a gradient
 bound by the autograd function in Python.
 """,
     "tensor_list": """\
-Vectors of all weights of the DARTS super-net. A Neumann update is u -= gamma h, p += u; a central
+Vectors of all weights of the DARTS supernet. A Neumann update is u -= gamma h, p += u; a central
 difference is w + eps v, w - eps v and (g - g') / 2 eps with eps = 0.01 / |v|. In flat storage all
 vectors are `ops.tensor_list.flat_like`, with gradients apart only those that autograd makes are
 not. `buffers` are plain torch operations on the flat buffers, `compiled_buffers` the same through
@@ -129,11 +129,11 @@ What waits is run by `make gpu-check`, one command of at most nine minutes:
 - `tests/gpu/test_calculus.py`: `gradcheck`, `gradgradcheck` and `opcheck` on CUDA tensors.
 - `tests/gpu/test_repeats.py`: the same bits in 50 runs, memory that begins as NaN, tensors beyond
   2^31 elements, several streams, no wait for the host, replay of CUDA graphs.
-- `tests/gpu/test_networks.py`: super-nets, `accelerate` and steps of DARTS and MSG-DAS against the
-  CPU in float64, autocast, no wait for the host, a DARTS super-net and an accelerated model in
+- `tests/gpu/test_networks.py`: supernets, `accelerate` and steps of DARTS and MSG-DAS against the
+  CPU in float64, autocast, no wait for the host, a DARTS supernet and an accelerated model in
   CUDA graphs.
 - `tests/gpu/test_tensor_list.py`: lists of tensors alike, recorded Neumann steps among them.
-- `tests/gpu/test_recorded_steps.py`: steps of DARTS and MSG-DAS on the whole DARTS super-net,
+- `tests/gpu/test_recorded_steps.py`: steps of DARTS and MSG-DAS on the whole DARTS supernet,
   recorded once an epoch and replayed, against steps made one by one.
 - compute-sanitizer's memcheck and racecheck: overruns and races that threads run one after the
   other do not show.

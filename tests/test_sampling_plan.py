@@ -27,7 +27,7 @@ POINTS = {
     "D2": "guidance: known answers; the teacher leaves no trace",
     "S1": "parameter counts of every space",
     "S2": "derivation by hand, ties, rows that none dominates",
-    "S3": "shapes of candidates, the zero candidate, one-hot super-nets are derived networks",
+    "S3": "shapes of candidates, the zero candidate, one-hot supernets are derived networks",
     "E1": "the informative candidate of the toy is found",
 }
 # Point -> file -> tests.

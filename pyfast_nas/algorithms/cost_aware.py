@@ -72,7 +72,7 @@ class CostAware:
 
 
 def find_costs(cost: str, supernet: Supernet, space: SearchSpace, option: str) -> CostTable | None:
-    """Return what the candidates of a super-net cost, or None for the cost ``"none"``.
+    """Return what the candidates of a supernet cost, or None for the cost ``"none"``.
 
     Args:
         cost: What counts as cost; see :class:`CostAware`.

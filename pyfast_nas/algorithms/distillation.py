@@ -1,4 +1,4 @@
-"""Super-net guidance: the whole supernet, run without a trace, teaches its sub-graphs."""
+"""Supernet guidance: the whole supernet, run without a trace, teaches its sub-graphs."""
 
 import torch
 import torch.nn.functional as F

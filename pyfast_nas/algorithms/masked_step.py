@@ -21,14 +21,14 @@ class MaskedStep:
     """Steps of SGD that leave the weights and momenta of candidates that did not run.
 
     Args:
-        supernet: Super-net that says where its mixed operations stand.
+        supernet: Supernet that says where its mixed operations stand.
         optimizer: Optimizer of its weights.
 
     Attributes:
         reason: Why there can be no such steps; empty where there can.
 
     Shape:
-        ran ``[rows, num_ops]``, the tables of the super-net one below the other.
+        ran ``[rows, num_ops]``, the tables of the supernet one below the other.
 
     Example:
         >>> from pyfast_nas import spaces

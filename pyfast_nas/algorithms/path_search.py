@@ -89,7 +89,7 @@ class PathSearch(GradientSearch):
         with self.watching_draws() as has_drawn, self._without_trace(), torch.no_grad():
             drawn = self._draw(self._logits(), self.seed, on_device=True)
             self.supernet(batch[0], drawn.gates(0))
-        return "the super-net draws random numbers" if has_drawn() else ""
+        return "the supernet draws random numbers" if has_drawn() else ""
 
     def start_step(self) -> None:
         """Set what depends on the epoch, and draw the seed of the step."""

@@ -162,7 +162,7 @@ class StepGraph:
             metrics = self._algorithm.run_step(train, valid)
         if drawn():
             # A replay could not take them back: an architecture step leaves random streams alone.
-            self.reason = "the super-net draws random numbers in the architecture step"
+            self.reason = "the supernet draws random numbers in the architecture step"
         return self._finish(metrics)
 
     def _finish(self, metrics: Metrics) -> Metrics:

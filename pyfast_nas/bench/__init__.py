@@ -1,4 +1,4 @@
-"""Benchmarks: our kernels and super-nets against plain PyTorch in all its forms.
+"""Benchmarks: our kernels and supernets against plain PyTorch in all its forms.
 
 A door like the command line: nothing in the package imports it but ``pyfast-nas bench``.
 """

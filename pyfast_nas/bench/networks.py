@@ -1,4 +1,4 @@
-"""What a case of a network is, and the whole super-nets: sizes, the plain module and ours."""
+"""What a case of a network is, and the whole supernets: sizes, the plain module and ours."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -147,7 +147,7 @@ class NetworkCase:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ImagesCase(NetworkCase):
-    """A whole super-net on images of CIFAR."""
+    """A whole supernet on images of CIFAR."""
 
     operator: ClassVar[str] = "supernet"
     is_whole: ClassVar[bool] = True
@@ -168,7 +168,7 @@ class _ImagesCase(NetworkCase):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DARTSCase(_ImagesCase):
-    """The search super-net of DARTS."""
+    """The search supernet of DARTS."""
 
     providers: ClassVar[tuple[str, ...]] = (*WHOLE, "reference", "fused")
 
@@ -180,11 +180,11 @@ class DARTSCase(_ImagesCase):
         return f"DARTS, C = {self.channels}, {self.cells} cells, batch {self.batch}"
 
     def plain(self) -> nn.Module:
-        """Return the super-net in plain PyTorch."""
+        """Return the supernet in plain PyTorch."""
         return PlainDARTS(self.channels, self.cells, CLASSES)
 
     def ours(self) -> nn.Module:
-        """Return the package's super-net."""
+        """Return the package's supernet."""
         return spaces.DARTS(
             channels=self.channels, cells=self.cells, num_classes=CLASSES, image_size=self.size
         ).supernet()
@@ -192,7 +192,7 @@ class DARTSCase(_ImagesCase):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NASBench201Case(_ImagesCase):
-    """The search super-net of NAS-Bench-201."""
+    """The search supernet of NAS-Bench-201."""
 
     providers: ClassVar[tuple[str, ...]] = (*WHOLE, "reference", "fused")
 
@@ -204,11 +204,11 @@ class NASBench201Case(_ImagesCase):
         return f"NAS-Bench-201, C = {self.channels}, N = {self.blocks}, batch {self.batch}"
 
     def plain(self) -> nn.Module:
-        """Return the super-net in plain PyTorch."""
+        """Return the supernet in plain PyTorch."""
         return PlainNASBench201(self.channels, self.blocks, CLASSES)
 
     def ours(self) -> nn.Module:
-        """Return the package's super-net, with the running statistics of the plain one."""
+        """Return the package's supernet, with the running statistics of the plain one."""
         return spaces.NASBench201(
             channels=self.channels,
             cells=self.blocks,

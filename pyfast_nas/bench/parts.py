@@ -1,4 +1,4 @@
-"""Cases of an edge, a node and a cell of the DARTS super-net, fed as inside a network."""
+"""Cases of an edge, a node and a cell of the DARTS supernet, fed as inside a network."""
 
 import dataclasses
 from typing import ClassVar

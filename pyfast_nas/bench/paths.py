@@ -27,7 +27,7 @@ def bench_paths(
     others are named by mode and K.
 
     Args:
-        case: The super-net.
+        case: The supernet.
         settings: Device and patience.
         say: Takes a line about what is going on.
         counts: Numbers of sub-graphs, of ``steps.PATHS``.

@@ -1,4 +1,4 @@
-"""The DARTS search super-net in plain PyTorch: what a user has without this package.
+"""The DARTS search supernet in plain PyTorch: what a user has without this package.
 
 Written from the description in Liu, Simonyan & Yang, "DARTS: Differentiable Architecture Search",
 ICLR 2019, sections 2.1 and 3.1, and the candidate operations of its appendix. Parameters come in
@@ -151,7 +151,7 @@ class PlainCell(nn.Module):
 
 
 class PlainDARTS(nn.Module):
-    """The whole search super-net for CIFAR.
+    """The whole search supernet for CIFAR.
 
     Args:
         channels: Width of the first cells; it doubles in the two reduction cells.

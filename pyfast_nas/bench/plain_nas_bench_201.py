@@ -1,4 +1,4 @@
-"""The NAS-Bench-201 search super-net in plain PyTorch.
+"""The NAS-Bench-201 search supernet in plain PyTorch.
 
 Written from the description in Dong & Yang, "NAS-Bench-201: Extending the Scope of Reproducible
 Neural Architecture Search", ICLR 2020, section 2.1: three stages of N cells with 16, 32 and 64
@@ -89,7 +89,7 @@ class _Residual(nn.Module):
 
 
 class PlainNASBench201(nn.Module):
-    """The whole search super-net for CIFAR.
+    """The whole search supernet for CIFAR.
 
     Args:
         channels: Width of the first stage; it doubles twice.

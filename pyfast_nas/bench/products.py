@@ -1,4 +1,4 @@
-"""Exact products with second derivatives on a whole super-net: plain double backward, and ours."""
+"""Exact products with second derivatives on a whole supernet: plain double backward, and ours."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ class ProductCase:
     A call takes the gradient with its graph, and both products in one pass backwards.
 
     Attributes:
-        net: Sizes of the super-net and of the batch.
+        net: Sizes of the supernet and of the batch.
     """
 
     operator: ClassVar[str] = "product"

@@ -193,7 +193,7 @@ def _is_operator(event: Any) -> bool:
 
 
 def bench_profile(case: NetworkCase, settings: Settings, say: Callable[[str], None]) -> list[Row]:
-    """Check our provider of a super-net, then say where the time of forward and backward goes.
+    """Check our provider of a supernet, then say where the time of forward and backward goes.
 
     Beside it a copy and a matrix product are timed, which say what this machine does at best.
 

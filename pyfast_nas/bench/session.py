@@ -129,7 +129,7 @@ def bench_operator(
 
 
 def bench_network(case: NetworkCase, settings: Settings, say: Say) -> list[Row]:
-    """Check, time and weigh every provider of an edge, a node, a cell or a super-net.
+    """Check, time and weigh every provider of an edge, a node, a cell or a supernet.
 
     Args:
         case: The network at one size.
@@ -225,7 +225,7 @@ def bench_products(case: ProductCase, settings: Settings, say: Say) -> list[Row]
     """Time exact products with second derivatives.
 
     Args:
-        case: The super-net.
+        case: The supernet.
         settings: Device, rivals and patience.
         say: Takes a line about what is going on.
 
@@ -267,7 +267,7 @@ def bench_steps(
     the same measurement in the rows of each of them.
 
     Args:
-        case: The super-net.
+        case: The supernet.
         settings: Device, rivals and patience.
         say: Takes a line about what is going on.
         searches: Keys of :data:`SEARCHES`.

@@ -31,14 +31,14 @@ class Settings:
     Attributes:
         device: Where everything runs: ``"cpu"`` or ``"cuda"``.
         batch_size: Images in a batch.
-        channels: Channels of the first cells of the super-nets.
-        cells: Cells of the DARTS super-net.
-        blocks: Cells a stage of the NAS-Bench-201 super-net.
+        channels: Channels of the first cells of the supernets.
+        cells: Cells of the DARTS supernet.
+        blocks: Cells a stage of the NAS-Bench-201 supernet.
         seconds: Time for each provider and mode.
         rounds: Rounds that are made even if they take longer.
         rivals: Providers of networks that are timed; ours are timed always.
         compile_seconds: After how long compiling one case is given up.
-        resident: Whether to measure resident memory of super-nets, each in a fresh process.
+        resident: Whether to measure resident memory of supernets, each in a fresh process.
     """
 
     device: str = "cpu"

@@ -32,7 +32,7 @@ Step = Callable[[Batch, Batch], Mapping[str, Tensor]]
 SECOND_ORDER = "second-order DARTS"
 LARGE = 16  # times the batch of the timed steps, at which a step of second order is weighed
 
-# Case -> the algorithm that our provider runs. Guidance is one more forward pass of the super-net.
+# Case -> the algorithm that our provider runs. Guidance is one more forward pass of the supernet.
 SEARCHES: dict[str, Callable[[], Any]] = {
     "first-order DARTS": algorithms.DARTS,
     SECOND_ORDER: lambda: algorithms.DARTS(hypergradient="finite_difference"),
@@ -166,10 +166,10 @@ PLAIN = {"first-order DARTS": PlainSearch, SECOND_ORDER: PlainSecondOrder}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepCase:
-    """Search steps on the DARTS super-net, with random images.
+    """Search steps on the DARTS supernet, with random images.
 
     Attributes:
-        net: Sizes of the super-net and of the batch.
+        net: Sizes of the supernet and of the batch.
     """
 
     net: DARTSCase

@@ -82,7 +82,7 @@ def _smallest(*parts: Callable) -> Callable:
 
 TARGETS = (
     Target(
-        what="DARTS super-net, forward + backward, against eager NCHW",
+        what="DARTS supernet, forward + backward, against eager NCHW",
         must=(5.0, 5.0),
         reach=(10.0, 12.0),
         figure=_ratio("supernet", SUPERNET, "both", "eager"),
@@ -126,7 +126,7 @@ TARGETS = (
         unit="MiB",
     ),
     Target(
-        what="NAS-Bench-201 super-net, forward + backward, against torch.compile of the whole",
+        what="NAS-Bench-201 supernet, forward + backward, against torch.compile of the whole",
         must=(1.0, 1.0),
         reach=(1.5, 2.0),
         figure=_ratio("supernet", FOREIGN, "both", "compile-whole"),

@@ -1,4 +1,4 @@
-"""Cases of ``ops.tensor_list``: what hypergradients do to vectors of a super-net's parameters."""
+"""Cases of ``ops.tensor_list``: what hypergradients do to vectors of a supernet's parameters."""
 
 import dataclasses
 import functools
@@ -42,12 +42,12 @@ class Update:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NeumannCase:
-    """u -= gamma h, p += u on all weights of a DARTS super-net.
+    """u -= gamma h, p += u on all weights of a DARTS supernet.
 
     Attributes:
         storage: ``"apart"``, every tensor by itself; ``"mixed"``, h by itself and the others flat;
             ``"flat"``.
-        cells: Cells of the super-net.
+        cells: Cells of the supernet.
     """
 
     operator: ClassVar[str] = "tensor_list"

@@ -1,4 +1,4 @@
-"""``pyfast-nas bench``: our kernels and super-nets against plain PyTorch, on this machine."""
+"""``pyfast-nas bench``: our kernels and supernets against plain PyTorch, on this machine."""
 
 import dataclasses
 import json
@@ -44,16 +44,16 @@ COMPILED = tuple(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Time operators, edges, cells, super-nets or search steps against plain PyTorch.
+    """Time operators, edges, cells, supernets or search steps against plain PyTorch.
 
-    A profile says where the time of our super-nets goes, and what bounds it.
+    A profile says where the time of our supernets goes, and what bounds it.
 
     Every result is checked against float64 first: a provider that computes something else stops
     the benchmark.
     """
 
     what: Literal[(*WHAT, "all")] = "edge"
-    """What to run: edges take seconds, operators, cells, super-nets, profiles and steps minutes
+    """What to run: edges take seconds, operators, cells, supernets, profiles and steps minutes
     each."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to run: the CPU, or the GPU that torch takes by default."""
@@ -72,13 +72,13 @@ class Bench:
     compile_seconds: float = 600.0
     """Give up compiling one network after so long."""
     channels: int = 16
-    """Channels of the first cells of the super-nets."""
+    """Channels of the first cells of the supernets."""
     cells: int = 8
-    """Cells of the DARTS super-net."""
+    """Cells of the DARTS supernet."""
     blocks: int = 5
-    """Cells a stage of the NAS-Bench-201 super-net."""
+    """Cells a stage of the NAS-Bench-201 supernet."""
     memory: bool = True
-    """Measure the resident memory of super-nets, each provider in a fresh process."""
+    """Measure the resident memory of supernets, each provider in a fresh process."""
     output: Path | None = None
     """Result file to put the rows into, in place of those of the same cases; in a folder that
     exists, the file of this device."""

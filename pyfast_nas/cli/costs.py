@@ -32,7 +32,7 @@ class Costs:
     """What counts: latency (measured on this machine), parameters, multiply-adds, operations,
     memory-access, FILE of a table of costs, or FILE:COLUMN with costs of NAS-Bench-201 cells."""
     space: Literal[tuple(SPACES)] = "darts"
-    """Search space; its options set the sizes of the super-net."""
+    """Search space; its options set the sizes of the supernet."""
     output: Path | None = None
     """File for the table, which the option cost of a search takes."""
     json: bool = False

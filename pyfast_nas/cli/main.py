@@ -35,7 +35,7 @@ COMMANDS = {
         "PATH | --cost COST --space SPACE",
     ),
     "info": Command("info", "Info", "say what is installed and which kernels serve"),
-    "bench": Command("bench", "Bench", "time kernels and super-nets against plain PyTorch"),
+    "bench": Command("bench", "Bench", "time kernels and supernets against plain PyTorch"),
     "build": Command("build", "Build", "compile the kernels for this machine"),
 }
 USAGE = "usage: pyfast-nas COMMAND [OPTIONS]"

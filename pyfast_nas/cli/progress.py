@@ -156,7 +156,7 @@ def _announcement(event: Mapping[str, Any]) -> str:
     lines.append(
         f"  {data['train']} training and {data['valid']} validation samples; "
         f"{event['epochs']} epochs of {event['steps_per_epoch']} steps; "
-        f"{event['parameters']:,} super-net parameters"
+        f"{event['parameters']:,} supernet parameters"
     )
     served = ", ".join(f"{name} {how}" for name, how in sorted(config["kernels"].items()))
     lines.append(f"  device {config['device']}; kernels: {served}; seed {config['search']['seed']}")

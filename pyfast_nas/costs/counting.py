@@ -1,4 +1,4 @@
-r"""Parameters, multiply-adds and memory accesses of networks and of every candidate of a super-net.
+r"""Parameters, multiply-adds and memory accesses of networks and of every candidate of a supernet.
 
 A pass on torch's ``meta`` device shows every operator with its shapes and computes nothing. Counted
 are convolutions, matrix products, pooling windows and identities; norms, activations and sums are
@@ -40,9 +40,9 @@ _Counts = dict[nn.Module | None, list[int]]  # by owner, in the last three units
 
 
 def count(supernet: Supernet, input_shape: Sequence[int]) -> dict[str, CostTable]:
-    """Count what every candidate of a super-net costs for one input, and what is always there.
+    """Count what every candidate of a supernet costs for one input, and what is always there.
 
-    Nothing of the super-net moves, neither statistics nor modes nor random streams.
+    Nothing of the supernet moves, neither statistics nor modes nor random streams.
 
     Args:
         supernet: Says by ``placed_edges()`` where its candidates are.
@@ -53,7 +53,7 @@ def count(supernet: Supernet, input_shape: Sequence[int]) -> dict[str, CostTable
 
     Raises:
         ConfigError: If the shape is none.
-        SearchSpaceError: If the super-net does not say where its candidates are, does not take
+        SearchSpaceError: If the supernet does not say where its candidates are, does not take
             such a batch, or leaves one out in a pass under its own gates.
 
     Example:
@@ -102,11 +102,11 @@ def count_edges(
         input_shape: Shape of a batch, ``(N, C, H, W)``; what is counted is for one of its inputs.
 
     Returns:
-        The edges in the super-net's order, and by unit what is always there.
+        The edges in the supernet's order, and by unit what is always there.
 
     Raises:
         ConfigError: If the shape is none.
-        SearchSpaceError: If the super-net does not say where its candidates are, does not take
+        SearchSpaceError: If the supernet does not say where its candidates are, does not take
             such a batch, or leaves one out in a pass under its own gates.
 
     Example:

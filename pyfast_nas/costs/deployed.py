@@ -1,4 +1,4 @@
-"""The layers of a super-net as the network that is derived from it has them."""
+"""The layers of a supernet as the network that is derived from it has them."""
 
 import copy
 import functools
@@ -23,7 +23,7 @@ def deployed(model: nn.Module) -> nn.Module:
     lose the norm behind them; identities are those of `torch.nn`.
 
     Args:
-        model: A super-net, or any part of one that is none of these layers itself.
+        model: A supernet, or any part of one that is none of these layers itself.
 
     Example:
         >>> net = nn.Sequential(PoolBN("max", 4), nn.BatchNorm2d(4, affine=False))

@@ -1,8 +1,8 @@
-"""Milliseconds that networks and the candidates of a super-net take on the device where they are.
+"""Milliseconds that networks and the candidates of a supernet take on the device where they are.
 
 Everything is timed alone, on a batch in evaluation mode without gradients, with the device idle
 before and after each call; the median counts. Candidates are the plain `torch.nn` layers of a
-derived network, of the super-net's sizes: neither our kernels nor what only a search needs runs.
+derived network, of the supernet's sizes: neither our kernels nor what only a search needs runs.
 
 The fixed part is timed too, as the network in which candidates hand out what they gave before: the
 stem, the layers around the cells, the sums of all edges of a node, the classifier. It is no
@@ -42,11 +42,11 @@ def measure_latency(
     repeats: int = 10,
     clock: Callable[[], float] = time.perf_counter,
 ) -> CostTable:
-    """Time every candidate of a super-net on its device, and the rest of the network.
+    """Time every candidate of a supernet on its device, and the rest of the network.
 
     Candidates of one structure at inputs of one shape are timed once. A cost of a row is the sum
     over its places in the network; ``none`` takes no time, what an empty call takes is taken off
-    from the others. The super-net itself is only read: a copy runs.
+    from the others. The supernet itself is only read: a copy runs.
 
     Args:
         supernet: Says by ``placed_edges()`` where its candidates are.
@@ -60,7 +60,7 @@ def measure_latency(
 
     Raises:
         ConfigError: If there is no call to time, or the shape is none.
-        SearchSpaceError: If the super-net does not say where its candidates are, or does not take
+        SearchSpaceError: If the supernet does not say where its candidates are, or does not take
             such a batch.
 
     Example:

@@ -26,7 +26,7 @@ _LINEAR = (0.43 * 2, 0.43 / 4000, 0.43 / 100)
 
 
 class ResourceCost:
-    """The resource cost of a super-net as a function of its mixing weights.
+    """The resource cost of a supernet as a function of its mixing weights.
 
     Args:
         supernet: Whose candidates are counted; says by ``placed_edges()`` where they are.

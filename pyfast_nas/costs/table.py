@@ -1,4 +1,4 @@
-"""Cost of every candidate at every row of a super-net, and what a choice among them costs.
+"""Cost of every candidate at every row of a supernet, and what a choice among them costs.
 
 A network costs what its fixed layers cost and what each chosen candidate adds. A row that several
 places of the network share, as all normal cells share theirs, holds the sum over these places.
@@ -45,7 +45,7 @@ class CostTable:
         rows: Table name -> cost of every candidate, summed over the places that share the row;
             columns past a row's own candidates are zero.
         candidates: Candidate names by table, as of a space; a table without them fits every
-            super-net of its shape.
+            supernet of its shape.
         about: What the costs are of, in a few words: the batch and the device of a latency.
 
     Shape:
@@ -193,7 +193,7 @@ class CostTable:
         """Raise unless the table is one of these candidates.
 
         Args:
-            candidates: Candidate names by table, as of a space or a super-net.
+            candidates: Candidate names by table, as of a space or a supernet.
             option: What messages call the table.
             source: Where it is from, for messages.
 

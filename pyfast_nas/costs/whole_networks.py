@@ -1,4 +1,4 @@
-"""Costs of whole networks that a super-net contains: timing one, fitting a table to many.
+"""Costs of whole networks that a supernet contains: timing one, fitting a table to many.
 
 Where candidates do not simply add up, as with layers that run beside each other, a table of single
 candidates is off. A table fitted to whole networks is right on the average.
@@ -25,7 +25,7 @@ STREAM = 3  # of Philox, free for callers
 
 
 class DrawnNetwork(nn.Module):
-    """A plain copy of a super-net that runs one candidate of every row.
+    """A plain copy of a supernet that runs one candidate of every row.
 
     Its layers are those of a derived network, and all edges of a cell run.
 
@@ -87,7 +87,7 @@ def fit_costs(
 
     Args:
         cost_of: Cost of a choice, flags ``[rows, num_ops]`` by table.
-        candidates: Candidate names by table, as of a space or a super-net.
+        candidates: Candidate names by table, as of a space or a supernet.
         samples: Networks to draw.
         seed: Seed and offset, int64 ``[2]``.
         unit: Unit of the costs.

@@ -68,7 +68,7 @@ _CHAIN = dict.fromkeys(("channels", "cells", "train_channels", "train_cells"))
 
 # What is other in the networks of a space than in those of DARTS: for the data sets of `PRESETS`,
 # and for all others. Those of NAS-Bench-201 are as large as there, and have none of the rest; those
-# of S1 to S4 are by default as large as the super-net, as in the code of RobustDARTS.
+# of S1 to S4 are by default as large as the supernet, as in the code of RobustDARTS.
 _OF_SPACES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "proxylessnas": (
         # Eleven blocks of a quarter of the width, for two processor cores and a few minutes.

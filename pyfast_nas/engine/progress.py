@@ -12,7 +12,7 @@ class Progress(Protocol):
     Every event has ``phase`` (``"search"``, ``"evaluation"`` or ``"train"``) and ``kind``:
 
     - ``start``: ``epochs``, ``steps_per_epoch``; of a search also ``config``, the content of
-      ``config.json``, and ``parameters`` of the super-net; of an evaluation ``networks``.
+      ``config.json``, and ``parameters`` of the supernet; of an evaluation ``networks``.
     - ``step``, each logging interval: ``epoch`` (from 1), ``step``, ``steps`` (of the whole
       phase), the means of the metrics, ``images_per_second``, ``memory_bytes``, ``seconds_left``.
     - ``epoch``: the line of ``metrics.jsonl`` and that of ``timing.jsonl``, merged.

@@ -1,4 +1,4 @@
-"""Building blocks: candidate operations, gates, MixedOp, cells, super-nets, derived networks."""
+"""Building blocks: candidate operations, gates, MixedOp, cells, supernets, derived networks."""
 
 from pyfast_nas.nn.cell import Cell
 from pyfast_nas.nn.chain import ChainSizes, ChainSupernet, MBConv

@@ -1,4 +1,4 @@
-"""Chains of inverted bottlenecks: the blocks, the sizes of a chain, and the super-net.
+"""Chains of inverted bottlenecks: the blocks, the sizes of a chain, and the supernet.
 
 Every block of the chain chooses one bottleneck, or where it has a shortcut none at all.
 """
@@ -130,7 +130,7 @@ class ChainSizes:
 
 
 class MixedBlock(nn.Module):
-    """A block of a super-net: mixed bottlenecks, and the shortcut where shapes allow it.
+    """A block of a supernet: mixed bottlenecks, and the shortcut where shapes allow it.
 
     Args:
         names: Candidates; ``"zero"`` leaves the shortcut alone.

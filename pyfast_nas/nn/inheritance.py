@@ -1,4 +1,4 @@
-"""A derived network that takes over the weights its architecture has in a super-net."""
+"""A derived network that takes over the weights its architecture has in a supernet."""
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ __all__ = ["inherit"]
 
 
 def inherit(network: nn.Module, supernet: Supernet) -> None:
-    """Copy the weights of a super-net into a derived network of its sizes.
+    """Copy the weights of a supernet into a derived network of its sizes.
 
     Both have children of the same names; what a cell of the network keeps stands in its ``edges``
     and ``ops``, what a block of a chain keeps in its ``name`` and ``op``.

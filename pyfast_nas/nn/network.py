@@ -31,7 +31,7 @@ class DerivedCell(nn.Module):
         channels: Width of the cell.
         reduction: Whether edges leaving the inputs halve the image.
         previous_reduction: Whether the newer input is half as large as the older one.
-        searching: Layers as the super-net has them: batch norms without scale and shift, and one
+        searching: Layers as the supernet has them: batch norms without scale and shift, and one
             after each pooling. False is the network that is trained from scratch.
         track_running_stats: Whether batch norms keep running statistics.
 
@@ -102,7 +102,7 @@ class CellNetwork(nn.Module):
         auxiliary: Whether a second classifier sits behind the cell at two thirds; in training
             the output is then (logits, auxiliary logits).
         drop_path: Initial value of the attribute ``drop_path``.
-        searching: Layers as the super-net has them; see `DerivedCell`.
+        searching: Layers as the supernet has them; see `DerivedCell`.
         track_running_stats: Whether batch norms keep running statistics.
 
     Attributes:

@@ -240,7 +240,7 @@ class DilConv(nn.Sequential):
 
 
 class PoolBN(nn.Sequential):
-    """3x3 pooling followed by a batch norm without scale and shift, as in the super-net.
+    """3x3 pooling followed by a batch norm without scale and shift, as in the supernet.
 
     Args:
         kind: ``"max"`` or ``"avg"``; padding does not count in the mean.
@@ -295,7 +295,7 @@ def _skip(channels: int, stride: int, affine: bool, track: bool) -> nn.Module:
     return SkipConnect() if stride == 1 else FactorizedReduce(channels, channels, affine, track)
 
 
-# Name -> factory(channels, stride, affine, track_running_stats), as the super-net uses them.
+# Name -> factory(channels, stride, affine, track_running_stats), as the supernet uses them.
 PRIMITIVES: dict[str, Callable[[int, int, bool, bool], nn.Module]] = {
     "none": lambda c, s, affine, track: Zero(s),
     "noise": lambda c, s, affine, track: Noise(s),

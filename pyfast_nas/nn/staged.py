@@ -1,4 +1,4 @@
-"""Networks of three stages of cells with one input: the super-net and what it is made of."""
+"""Networks of three stages of cells with one input: the supernet and what it is made of."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 

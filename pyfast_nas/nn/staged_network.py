@@ -20,7 +20,7 @@ class DerivedStageCell(nn.Module):
             has no operation.
         output: State that leaves the cell; zeros if no operation leads to it.
         channels: Width of the cell.
-        searching: Layers as the super-net has them: biases in place of the norms' scale and shift.
+        searching: Layers as the supernet has them: biases in place of the norms' scale and shift.
         track_running_stats: Whether batch norms keep running statistics.
 
     Shape:
@@ -72,7 +72,7 @@ class StagedNetwork(nn.Module):
         cells: Cells of a stage.
         num_classes: Classes of the classifier.
         in_channels: Channels of the images.
-        searching: Layers as the super-net has them; see `DerivedStageCell`.
+        searching: Layers as the supernet has them; see `DerivedStageCell`.
         track_running_stats: Whether batch norms keep running statistics.
 
     Attributes:

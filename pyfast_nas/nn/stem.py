@@ -1,4 +1,4 @@
-"""What super-nets and derived networks of cells share around their cells: stem and depth plan."""
+"""What supernets and derived networks of cells share around their cells: stem and depth plan."""
 
 from torch import Tensor, nn
 

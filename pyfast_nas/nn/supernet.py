@@ -1,4 +1,4 @@
-"""Super-nets: a network whose edges mix candidates, with the architecture parameters inside."""
+"""Supernets: a network whose edges mix candidates, with the architecture parameters inside."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -15,7 +15,7 @@ __all__ = ["CellSupernet", "Supernet"]
 
 
 class Supernet(nn.Module):
-    """Base of all super-nets: owns one table of architecture logits per kind of cell.
+    """Base of all supernets: owns one table of architecture logits per kind of cell.
 
     A subclass builds its layers and says in `mix` what they compute from an input and the gates.
 
@@ -77,7 +77,7 @@ class Supernet(nn.Module):
 
         Args:
             x: Batch of inputs.
-            gates: Mixing weights by table; None takes the softmax of the super-net's own logits.
+            gates: Mixing weights by table; None takes the softmax of the supernet's own logits.
         """
         if gates is None:
             gate = Softmax()

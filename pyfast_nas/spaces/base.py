@@ -15,7 +15,7 @@ __all__ = ["Genotype", "GenotypeEdge", "SearchSpace", "probabilities"]
 
 
 class SearchSpace(Protocol):
-    """A set of architectures with a super-net that contains them all.
+    """A set of architectures with a supernet that contains them all.
 
     Attributes:
         name: The word for it on the command line and in genotypes.
@@ -30,7 +30,7 @@ class SearchSpace(Protocol):
         ...
 
     def supernet(self, generator: torch.Generator | None = None) -> Supernet:
-        """Return a fresh super-net, initialised from the generator or torch's own."""
+        """Return a fresh supernet, initialised from the generator or torch's own."""
         ...
 
     def build(self, genotype: Genotype, **sizes: Any) -> nn.Module:

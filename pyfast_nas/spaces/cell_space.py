@@ -50,9 +50,9 @@ class CellSpace:
     name: ClassVar[str]
 
     channels: int = 16
-    """Channels of the super-net's first cells; they double at each reduction cell."""
+    """Channels of the supernet's first cells; they double at each reduction cell."""
     cells: int = 8
-    """Cells of the super-net; those at a third and at two thirds halve the image."""
+    """Cells of the supernet; those at a third and at two thirds halve the image."""
     num_classes: int = 10
     """Classes to tell apart."""
     in_channels: int = 3
@@ -62,7 +62,7 @@ class CellSpace:
     stem: str = "cifar"
     """"cifar" (one 3x3 convolution) or "imagenet" (three of stride 2)."""
     track_running_stats: bool = False
-    """Keep running statistics in the super-net's batch norms, as the published code does."""
+    """Keep running statistics in the supernet's batch norms, as the published code does."""
     edges: str = "two"
     """Edges of an architecture: "two" of each node, none of them ``none``, or "all", as in SNAS."""
 
@@ -89,7 +89,7 @@ class CellSpace:
         return tuple(range(2, self.nodes + 2))
 
     def supernet(self, generator: torch.Generator | None = None) -> CellSupernet:
-        """Return a fresh super-net.
+        """Return a fresh supernet.
 
         Args:
             generator: Source of all initial values; None takes torch's global one.
@@ -153,14 +153,14 @@ class CellSpace:
             )
 
     def inherit(self, genotype: Genotype, supernet: CellSupernet) -> CellNetwork:
-        """Return the genotype's network in the super-net's sizes, with copies of its weights.
+        """Return the genotype's network in the supernet's sizes, with copies of its weights.
 
-        Its output equals the super-net's under one-hot gates, with ``none`` on the edges that
+        Its output equals the supernet's under one-hot gates, with ``none`` on the edges that
         are not kept: batch norms are those of the search, and pools keep theirs.
 
         Args:
             genotype: One of this space.
-            supernet: A super-net of this space.
+            supernet: A supernet of this space.
 
         Raises:
             GenotypeError: If the genotype is not one of this space.

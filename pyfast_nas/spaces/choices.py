@@ -1,4 +1,4 @@
-"""A genotype as what it chooses among the candidates of a super-net."""
+"""A genotype as what it chooses among the candidates of a supernet."""
 
 from collections.abc import Mapping
 
@@ -22,7 +22,7 @@ def choices_of(genotype: Genotype, candidates: Candidates) -> dict[str, Tensor]:
 
     Args:
         genotype: An architecture of the space.
-        candidates: Candidate names by table, as of a space or a super-net.
+        candidates: Candidate names by table, as of a space or a supernet.
 
     Returns:
         By table flags, bool ``[rows, num_ops]``, with one or no true value a row.
@@ -58,7 +58,7 @@ def places_of(genotype: Genotype, candidates: Candidates) -> dict[str, list[tupl
 
     Args:
         genotype: Any architecture of the space.
-        candidates: Candidate names by table, as of a space or a super-net.
+        candidates: Candidate names by table, as of a space or a supernet.
 
     Returns:
         By table (source, target) of every row.

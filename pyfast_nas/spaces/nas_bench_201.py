@@ -59,7 +59,7 @@ class NASBench201:
     image_size: int | tuple[int, int] = 32
     """Side of the images in pixels, or height and width."""
     track_running_stats: bool = False
-    """Keep running statistics in the super-net's batch norms, as the published code can."""
+    """Keep running statistics in the supernet's batch norms, as the published code can."""
 
     def __post_init__(self) -> None:
         for option in ("channels", "cells", "num_classes", "in_channels"):
@@ -74,7 +74,7 @@ class NASBench201:
         return {"cell": (NAS_BENCH_201_OPERATIONS,) * len(EDGES)}
 
     def supernet(self, generator: torch.Generator | None = None) -> StagedSupernet:
-        """Return a fresh super-net.
+        """Return a fresh supernet.
 
         Args:
             generator: Source of all initial values; None takes torch's global one.
@@ -122,14 +122,14 @@ class NASBench201:
             )
 
     def inherit(self, genotype: Genotype, supernet: StagedSupernet) -> StagedNetwork:
-        """Return the genotype's network in the super-net's sizes, with copies of its weights.
+        """Return the genotype's network in the supernet's sizes, with copies of its weights.
 
-        Its output equals the super-net's under one-hot gates: batch norms and biases are those of
+        Its output equals the supernet's under one-hot gates: batch norms and biases are those of
         the search.
 
         Args:
             genotype: One of this space.
-            supernet: A super-net of this space.
+            supernet: A supernet of this space.
 
         Raises:
             GenotypeError: If the genotype is not one of this space.

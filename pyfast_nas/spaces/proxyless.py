@@ -83,7 +83,7 @@ class ProxylessNAS:
     image_size: int | tuple[int, int] = 32
     """Side of the images in pixels, or height and width."""
     track_running_stats: bool = False
-    """Keep running statistics in the super-net's batch norms, as the published code does."""
+    """Keep running statistics in the supernet's batch norms, as the published code does."""
 
     def __post_init__(self) -> None:
         # Lists, as they come from JSON, become tuples: the space is hashable.
@@ -147,7 +147,7 @@ class ProxylessNAS:
         return {TABLE: tuple(rows)}
 
     def supernet(self, generator: torch.Generator | None = None) -> ChainSupernet:
-        """Return a fresh super-net.
+        """Return a fresh supernet.
 
         Args:
             generator: Source of all initial values; None takes torch's global one.
@@ -173,13 +173,13 @@ class ProxylessNAS:
             return ChainNetwork(_operations(genotype), sizes)
 
     def inherit(self, genotype: Genotype, supernet: ChainSupernet) -> ChainNetwork:
-        """Return the genotype's network with copies of the weights it has in a super-net.
+        """Return the genotype's network with copies of the weights it has in a supernet.
 
-        Its output equals the super-net's under one-hot gates.
+        Its output equals the supernet's under one-hot gates.
 
         Args:
             genotype: One of this space.
-            supernet: A super-net of this space.
+            supernet: A supernet of this space.
 
         Raises:
             GenotypeError: If the genotype is not one of this space.

@@ -124,7 +124,7 @@ class Toy:
         return {"cell": (TOY_OPERATIONS,) * ROWS}
 
     def supernet(self, generator: torch.Generator | None = None) -> ToySupernet:
-        """Return a fresh super-net.
+        """Return a fresh supernet.
 
         Args:
             generator: Source of the initial logits; None takes torch's global one.

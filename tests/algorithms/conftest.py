@@ -1,4 +1,4 @@
-"""A super-net small enough for exhaustive checks, toy data, and bit-exact snapshots."""
+"""A supernet small enough for exhaustive checks, toy data, and bit-exact snapshots."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -116,7 +116,7 @@ def snapshot(algorithm, *, alphas: bool) -> dict[str, object]:
 
 
 def start(algorithm, space=None, *, seed: int = 0, epochs: int = 2, steps_per_epoch: int = 3):
-    """Prepare an algorithm on a fresh super-net; all randomness follows from the seed."""
+    """Prepare an algorithm on a fresh supernet; all randomness follows from the seed."""
     space = TinySpace() if space is None else space
     torch.manual_seed(seed)
     supernet = space.supernet()
@@ -171,7 +171,7 @@ def tiny_space() -> TinySpace:
 
 @pytest.fixture
 def small_darts() -> spaces.DARTS:
-    """A DARTS space whose super-net steps in a few dozen milliseconds."""
+    """A DARTS space whose supernet steps in a few dozen milliseconds."""
     return spaces.DARTS(
         channels=4,
         cells=3,

@@ -1,4 +1,4 @@
-"""Super-net guidance: known answers of the loss, and a teacher that leaves nothing behind."""
+"""Supernet guidance: known answers of the loss, and a teacher that leaves nothing behind."""
 
 import weakref
 

@@ -23,7 +23,7 @@ P = torch.tensor([1.0, 0.5, 0.0, -0.5, -1.0], dtype=torch.float64).softmax(0)
 
 
 def prepared(algorithm, space, *, dtype=torch.float64, **run):
-    """Start on a super-net whose logits are far enough from each other to tell rows apart."""
+    """Start on a supernet whose logits are far enough from each other to tell rows apart."""
     torch.manual_seed(0)
     supernet = space.supernet(torch.Generator().manual_seed(0)).to(dtype)
     for alpha in supernet.arch_parameters():

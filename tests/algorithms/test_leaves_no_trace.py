@@ -146,7 +146,7 @@ def test_an_exception_anywhere_in_the_architecture_step_leaves_everything(
                 break
         assert snapshot(algorithm, alphas=True) == before, f"trace of a fault at call {at}"
         at += 1
-    # At the least: super-net, stem, two layers of it, head, and backward through the head.
+    # At the least: supernet, stem, two layers of it, head, and backward through the head.
     assert at >= 6
 
 

@@ -82,4 +82,4 @@ def test_noise_is_seen_before_a_step_is_recorded(start, image_batch):
         MSGDAS(alpha_warmup=0, kd_weight=0),
         spaces.S4(**SMALL, num_classes=3, in_channels=1, image_size=8),
     )
-    assert algorithm.rehearse(image_batch(0)) == "the super-net draws random numbers"
+    assert algorithm.rehearse(image_batch(0)) == "the supernet draws random numbers"

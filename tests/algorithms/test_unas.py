@@ -42,7 +42,7 @@ def gradients_of(algorithm, monkeypatch, *batches) -> list[torch.Tensor]:
 
 
 class Passes:
-    """What a super-net was asked to run, pass by pass."""
+    """What a supernet was asked to run, pass by pass."""
 
     def __init__(self, supernet, monkeypatch) -> None:
         self.seen: list[dict] = []
@@ -176,7 +176,7 @@ def is_unbiased(found: list[torch.Tensor], want: torch.Tensor, power: float) -> 
 
 @pytest.mark.parametrize("options", [{}, {"control_scale": 0.0, "score_baseline": 0.9}])
 def test_cost_without_a_derivative_is_estimated_without_bias(options, start):
-    """On all sixteen architectures of the toy super-net."""
+    """On all sixteen architectures of the toy supernet."""
     algorithm = UNAS(cost_weight=1.0, surrogate_samples=100, **PRICED, **options)
     algorithm.criterion = step_price
     start(algorithm, spaces.Toy())
@@ -193,7 +193,7 @@ def test_cost_without_a_derivative_is_estimated_without_bias(options, start):
 
 
 def test_gap_is_estimated_without_bias(start, tiny_batch, monkeypatch, draws=400):
-    """On all six architectures of a super-net with rows of unlike length."""
+    """On all six architectures of a supernet with rows of unlike length."""
     algorithm = start(UNAS(**NOW))
     for layer in algorithm.supernet.modules():
         if isinstance(layer, nn.Dropout):

@@ -107,7 +107,7 @@ def test_what_the_page_says_of_the_profile_is_what_was_measured():
 
 def test_targets_are_told_as_they_are(folder):
     lines = {line[0]: line[1:] for line in figures(tables.read(folder / "machine.json"))}
-    against_eager = lines["DARTS super-net, forward + backward, against eager NCHW"]
+    against_eager = lines["DARTS supernet, forward + backward, against eager NCHW"]
     assert against_eager == ["5.00 x", "5 x", "10 x", "met"]
     assert lines["against eager channels-last"][::3] == ["2.50 x", "missed"]
     assert lines["against the best torch.compile setting that runs"][::3] == ["", "not measured"]
@@ -125,7 +125,7 @@ def test_a_gpu_has_marks_and_cases_of_its_own(folder):
     ]
     records = [record | {"device": "A GPU", "driver": "580.1"} for record in stamp(made)]
     lines = {line[0]: line[1:] for line in figures(records)}
-    against_eager = lines["DARTS super-net, forward + backward, against eager NCHW"]
+    against_eager = lines["DARTS supernet, forward + backward, against eager NCHW"]
     assert against_eager == ["6.00 x", "5 x", "12 x", "met"]
     assert lines["against eager channels-last"] == ["4.00 x", "4 x", "8 x", "met"]
     write(records, folder / "a-gpu.json")

@@ -1,4 +1,4 @@
-"""Steps against the number of sub-graphs: rows on a tiny super-net, memory, table and picture."""
+"""Steps against the number of sub-graphs: rows on a tiny supernet, memory, table and picture."""
 
 import re
 import xml.etree.ElementTree as ElementTree

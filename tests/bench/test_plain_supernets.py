@@ -1,4 +1,4 @@
-"""The plain super-nets: ours, parameter for parameter and number for number; and the papers'."""
+"""The plain supernets: ours, parameter for parameter and number for number; and the papers'."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Networks drawn from a super-net: which candidates are timed, and tables fitted to many."""
+"""Networks drawn from a supernet: which candidates are timed, and tables fitted to many."""
 
 import pytest
 import torch

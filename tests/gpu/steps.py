@@ -120,7 +120,7 @@ def compile_planted(program: Path) -> Path:
 
 
 def benchmarks(seconds: float) -> None:
-    """Time operators, super-nets and search steps on the GPU; write what is done at once."""
+    """Time operators, supernets and search steps on the GPU; write what is done at once."""
     from pyfast_nas.bench import Settings, bench, stamp, write
     from pyfast_nas.bench.record import file_name
     from pyfast_nas.bench.summary import table
@@ -128,7 +128,7 @@ def benchmarks(seconds: float) -> None:
     end = time.monotonic() + 0.8 * seconds
     path = RESULTS / file_name("cuda")
     settings = Settings(device="cuda", batch_size=64, seconds=0.5, rounds=5, resident=False)
-    # Last, since torch.compile takes its time; `pyfast-nas bench --compile` gives it to super-nets.
+    # Last, since torch.compile takes its time; `pyfast-nas bench --compile` gives it to supernets.
     compiled = ("compile", "compile-channels-last")
     with_compiled = dataclasses.replace(
         settings, rivals=(*settings.rivals, *compiled), compile_seconds=seconds / 8

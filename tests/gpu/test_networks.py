@@ -1,4 +1,4 @@
-"""Super-nets and searches: the values of the CPU, no wait for the host, CUDA graphs, autocast."""
+"""Supernets and searches: the values of the CPU, no wait for the host, CUDA graphs, autocast."""
 
 import copy
 
@@ -31,7 +31,7 @@ SEARCHES = ("first-order DARTS", "MSG-DAS, K = 2")
 
 
 def search(device="cpu", dtype=torch.float64):
-    """Return a small super-net and a batch."""
+    """Return a small supernet and a batch."""
     space = DARTS(channels=4, cells=3, image_size=16)
     net = space.supernet(torch.Generator().manual_seed(0)).to(device, dtype)
     x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -39,7 +39,7 @@ def search(device="cpu", dtype=torch.float64):
 
 
 def accelerated(device="cpu", dtype=torch.float32):
-    """Return a plain super-net with batch norms that track statistics, taken over, and a batch."""
+    """Return a plain supernet with batch norms that track statistics, taken over, and a batch."""
     torch.manual_seed(0)
     net = PlainDARTS(4, 3, 10)
     for module in net.modules():

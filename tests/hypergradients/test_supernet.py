@@ -1,4 +1,4 @@
-"""Second-order DARTS on the fused super-net, against the published recipe in plain PyTorch."""
+"""Second-order DARTS on the fused supernet, against the published recipe in plain PyTorch."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Several active candidates of every edge: whole cells and super-nets against a plain composition.
+"""Several active candidates of every edge: whole cells and supernets against a plain composition.
 
 Names on the host and flags on the device run the same candidates; K goes from one to all.
 """
@@ -204,7 +204,7 @@ def test_every_relaxation_reaches_the_logits(relaxation):
 
 
 def test_all_candidates_are_the_dense_sum():
-    """At K = M, with the weights of one softmax, it is the super-net of DARTS with noise."""
+    """At K = M, with the weights of one softmax, it is the supernet of DARTS with noise."""
     supernet = supernet_of("darts")
     drawn = draw(supernet, 8, relaxation="shared")
     dense = draw(supernet, 8, True, relaxation="shared")

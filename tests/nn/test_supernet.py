@@ -1,4 +1,4 @@
-"""Super-nets: parameters and their two owners, gates, ragged rows, running statistics."""
+"""Supernets: parameters and their two owners, gates, ragged rows, running statistics."""
 
 import copy
 

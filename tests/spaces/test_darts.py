@@ -1,4 +1,4 @@
-"""The DARTS space: golden sizes, derivation, random cells, and the one-hot super-net."""
+"""The DARTS space: golden sizes, derivation, random cells, and the one-hot supernet."""
 
 import collections
 import json

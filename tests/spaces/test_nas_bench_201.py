@@ -1,4 +1,4 @@
-"""The NAS-Bench-201 space: golden sizes, strings, derivation, and the one-hot super-net."""
+"""The NAS-Bench-201 space: golden sizes, strings, derivation, and the one-hot supernet."""
 
 import collections
 import json

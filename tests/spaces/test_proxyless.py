@@ -31,7 +31,7 @@ def count(tensors):
 
 
 def test_search_network_golden_size():
-    """Check S1, sizes: weights of the official super-net."""
+    """Check S1, sizes: weights of the official supernet."""
     net = ProxylessNAS(**IMAGENET).supernet()
     assert count(net.weight_parameters()) == 16_034_168
     assert list(net.alphas["blocks"].shape) == [21, 7]

@@ -1,4 +1,4 @@
-"""The spaces S1 to S4: golden sizes, rows of unlike candidates, noise, the one-hot super-net."""
+"""The spaces S1 to S4: golden sizes, rows of unlike candidates, noise, the one-hot supernet."""
 
 import collections
 import json
@@ -41,7 +41,7 @@ def space(request):
     ("space", "size"), [(S1, 405_146), (S2, 665_466), (S3, 665_466), (S4, 624_506)]
 )
 def test_search_network_golden_size(space, size):
-    """Check S1, sizes: weights of the super-net of 16 channels and 8 cells."""
+    """Check S1, sizes: weights of the supernet of 16 channels and 8 cells."""
     net = space().supernet()
     assert sum(p.numel() for p in net.weight_parameters()) == size
     columns = max(map(len, space().candidates["normal"]))
