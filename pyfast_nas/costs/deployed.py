@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyfast_nas.nn.cell import DenseCell, edge_list
+from pyfast_nas.nn.chain import MixedBlock
 from pyfast_nas.nn.gates import GateOutput
-from pyfast_nas.nn.primitives import PoolBN, ReLUConvBN, SkipConnect
+from pyfast_nas.nn.primitives import PoolBN, ReLUConvBN, SkipConnect, Zero
 
 __all__ = ["deployed"]
 
@@ -37,6 +38,8 @@ def deployed(model: nn.Module) -> nn.Module:
             part[1].bias = None
         if isinstance(part, DenseCell):
             part.mix = functools.partial(_mix, part)
+        if isinstance(part, MixedBlock):
+            part.forward = functools.partial(_run_block, part)
         for name, child in part.named_children():
             setattr(part, name, _deployed(child, like))
     return model.eval().requires_grad_(False)
@@ -65,3 +68,12 @@ def _mix(
         else:
             states[target] = states[target] + y
     return states[-1] if cell.multiplier == 1 else torch.cat(states[-cell.multiplier :], dim=1)
+
+
+def _run_block(block: MixedBlock, x: Tensor, gate: GateOutput, row: int) -> Tensor:
+    """Do what `MixedBlock` does under a gate of one candidate a row, as a derived block does."""
+    (column,) = gate.active[row]
+    candidate = block.edge.candidate(column)
+    if block.has_shortcut:
+        return x if isinstance(candidate, Zero) else x + candidate(x)
+    return candidate(x)

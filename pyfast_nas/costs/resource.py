@@ -79,8 +79,13 @@ class ResourceCost:
         Shape:
             each table ``[rows, num_ops]`` -> ``[rows]``.
         """
+        # A layer has more operations than float16 has numbers.
+        wide = {
+            table: rows.to(torch.promote_types(rows.dtype, torch.float32))
+            for table, rows in weights.items()
+        }
         return {
-            table: self._means[table].to(weights[table]) @ self._places(table, weights[table])
+            table: self._means[table].to(wide[table]) @ self._places(table, wide[table])
             for table in self._costs
         }
 

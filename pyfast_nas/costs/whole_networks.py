@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from pyfast_nas import ops
+from pyfast_nas import _ext, ops
 from pyfast_nas.costs.deployed import deployed
 from pyfast_nas.costs.latency import measure_network
 from pyfast_nas.costs.table import CostTable
@@ -71,7 +71,9 @@ class DrawnNetwork(nn.Module):
             )
             for table, flags in choice.items()
         }
-        return measure_network(self, self.input_shape, warmup=warmup, repeats=repeats)
+        # Kernels choose the layout of their maps: a derived network has plain layers alone.
+        with _ext.use("reference"):
+            return measure_network(self, self.input_shape, warmup=warmup, repeats=repeats)
 
 
 def fit_costs(
@@ -128,4 +130,5 @@ def fit_costs(
             choice[table] = torch.arange(width) == picks.unsqueeze(1)
     costs = [cost_of(choice) for choice in choices]
     table = CostTable.fit(choices, costs, unit=unit, ridge=ridge)
-    return dataclasses.replace(table, candidates=candidates)
+    about = f"fitted to {samples} networks"
+    return dataclasses.replace(table, candidates=candidates, about=about)

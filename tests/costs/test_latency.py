@@ -13,6 +13,7 @@ from pyfast_nas import _ext, spaces
 from pyfast_nas.costs import measure_latency, measure_network
 from pyfast_nas.costs.deployed import deployed
 from pyfast_nas.errors import ConfigError, SearchSpaceError
+from pyfast_nas.nn.chain import BlockSizes, MixedBlock
 from pyfast_nas.nn.gates import GateOutput
 from pyfast_nas.nn.inheritance import inherit
 from pyfast_nas.nn.mixed_op import MixedOp, mix_edges
@@ -22,6 +23,9 @@ from pyfast_nas.spaces.choices import choices_of
 
 SMALL = spaces.DARTS(channels=8, cells=3, nodes=2, image_size=16)
 TRACKING = dataclasses.replace(SMALL, track_running_stats=True)
+CHAIN = spaces.ProxylessNAS(
+    widths=(16,), blocks=(3,), strides=(2,), width_factor=0.25, image_size=8, num_classes=3
+)
 SHAPE = (8, 3, 16, 16)
 OWN_TIME = time.process_time  # what other processes take does not count
 
@@ -127,6 +131,27 @@ def test_what_is_timed_computes_what_a_network_from_scratch_does(space) -> None:
         x = torch.rand(SHAPE)
         with torch.no_grad():
             torch.testing.assert_close(net(x, gates), network(x), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_timed_of_a_chain_computes_what_a_network_from_scratch_does() -> None:
+    torch.manual_seed(0)
+    net = deployed(CHAIN.supernet())
+    for _ in range(4):
+        genotype = CHAIN.random_genotype()
+        network = CHAIN.build(genotype).eval()
+        inherit(network, net)
+        flags = choices_of(genotype, CHAIN.candidates)["blocks"]
+        active = tuple((int(row.long().argmax()),) for row in flags)
+        gates = {"blocks": GateOutput(torch.ones(len(active), 1), active, straight_through=True)}
+        x = torch.rand(SHAPE)
+        with torch.no_grad():
+            torch.testing.assert_close(net(x, gates), network(x))
+
+
+def test_a_block_that_is_left_out_costs_nothing() -> None:
+    block = deployed(MixedBlock(["mbconv_3x3_e3", "zero"], BlockSizes(4, 4, 1), False))
+    x = torch.ones(2, 4, 8, 8)
+    assert block(x, GateOutput(torch.ones(1, 1), ((1,),)), 0) is x
 
 
 @pytest.mark.parametrize("measure", [measure_latency, measure_network])

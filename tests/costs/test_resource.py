@@ -114,3 +114,20 @@ def test_table_without_a_cell_costs_nothing() -> None:
     found = ResourceCost(space.supernet(), SHAPE)(one_hot(space.candidates, "sep_conv_3x3"))
     assert found["normal"].tolist() == [0.0, 0.0]
     assert (found["reduce"] > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_counts_in_single(dtype) -> None:
+    """A separable convolution of 16 channels has 819,200 operations at 32 x 32."""
+    space = spaces.DARTS(channels=16, cells=1, nodes=1)
+    cost = ResourceCost(space.supernet(), (1, 3, 32, 32))
+    weights = {
+        table: rows.to(dtype) for table, rows in one_hot(space.candidates, "sep_conv_3x3").items()
+    }
+    want = cost({table: rows.float() for table, rows in weights.items()})["normal"]
+    for rows in weights.values():
+        rows.requires_grad_()
+    found = cost(weights)["normal"]
+    torch.testing.assert_close(found, want)
+    found.sum().backward()
+    assert weights["normal"].grad.isfinite().all()

@@ -60,7 +60,7 @@ def test_no_sample_and_costs_that_are_not_finite_are_refused():
 SPACE = spaces.NASBench201(channels=4, cells=1, image_size=8)
 
 
-def test_only_what_was_chosen_runs_and_the_super_net_stays():
+def test_only_what_was_chosen_runs_and_the_supernet_stays():
     supernet = SPACE.supernet()
     before = {name: value.clone() for name, value in supernet.state_dict().items()}
     network = DrawnNetwork(supernet, (2, 3, 8, 8))
@@ -76,3 +76,20 @@ def test_only_what_was_chosen_runs_and_the_super_net_stays():
     assert ran == {("cell", row, column) for row, column in enumerate(picks)}
     assert all(torch.equal(value, before[name]) for name, value in supernet.state_dict().items())
     assert supernet.training and not network.supernet.training
+
+
+@pytest.mark.parametrize("space", [SPACE, spaces.DARTS(channels=4, cells=2, nodes=1)])
+def test_layers_are_timed_in_the_layout_of_a_derived_network(space):
+    network = DrawnNetwork(space.supernet(), (2, 3, 8, 8))
+    layouts = set()
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_pre_hook(
+                lambda _, xs: layouts.add(xs[0].is_contiguous(memory_format=torch.channels_last))
+            )
+    choice = {
+        table: torch.eye(len(rows[0])).bool()[[3] * len(rows)]
+        for table, rows in network.supernet.candidates.items()
+    }
+    network.milliseconds(choice, warmup=0, repeats=1)
+    assert layouts == {False}
