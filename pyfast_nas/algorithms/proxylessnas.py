@@ -303,7 +303,7 @@ class ProxylessNAS(CostAware, PathSearch):
             )
         if self.cost_table is None:
             return metrics["valid/accuracy"]
-        ran = unstack_tables(drawn.selected(0).to(drawn.logits.dtype), self.cost_table.rows)
+        ran = unstack_tables(drawn.selected(0).to(drawn.logits.dtype), self.supernet.alphas)
         cost = self.cost_table.expected(ran)
         return metrics["valid/accuracy"] * (self.cost_reference / cost) ** _REWARD_EXPONENT
 

@@ -527,6 +527,25 @@ class TestRewards:
             torch.testing.assert_close(kept[step], want, rtol=1e-4, atol=1e-8)
         assert float(algorithm.baseline) == pytest.approx(baseline, rel=1e-5)
 
+    def test_costs_go_by_the_names_of_their_tables(
+        self, start, image_batch, small_darts, monkeypatch, tmp_path
+    ):
+        """In whatever order a file has them."""
+        generator = torch.Generator().manual_seed(0)
+        rows = {
+            table: torch.rand(len(names), len(names[0]), generator=generator).double()
+            for table, names in small_darts.candidates.items()
+        }
+        found = []
+        for order in (list(rows), list(rows)[::-1]):
+            path = tmp_path / f"{order[0]}.json"
+            CostTable("ms", 1.0, {table: rows[table] for table in order}).save(path)
+            algorithm = ProxylessNAS(gradient="reinforce", samples=2, cost=str(path), **AT_ONCE)
+            kept = gradients_of(start(algorithm, small_darts), monkeypatch)
+            metrics = algorithm.step(image_batch(0), image_batch(1))
+            found.append((float(metrics["alpha/reward"]), kept[0]))
+        assert found[0][0] == found[1][0] and torch.equal(found[0][1], found[1][1])
+
     def test_its_mean_is_the_gradient_of_the_expected_reward(self, start, monkeypatch):
         """Against the enumeration of the toy space, within 4.5 standard errors."""
         samples = 1500
