@@ -5,6 +5,7 @@ Such a cost need not have a derivative. Beside it stands a table, as its differe
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ from pyfast_nas import ops
 from pyfast_nas.algorithms.cost_aware import LATENCY_BATCH, CostAware, image_batch
 from pyfast_nas.algorithms.options import Range, require_read
 from pyfast_nas.costs import DrawnNetwork, fit_costs, hinge
-from pyfast_nas.errors import ConfigError
+from pyfast_nas.errors import ConfigError, DataError
 from pyfast_nas.nn import Supernet
 from pyfast_nas.spaces.base import Genotype
 from pyfast_nas.spaces.choices import choices_of
@@ -118,16 +119,18 @@ class DrawnCost(CostAware):
             choice: Flags by table, one candidate in each row.
 
         Raises:
-            ValueError: If the criterion returns no finite number.
+            DataError: If the criterion returns no finite number.
         """
         if self.latency == "measured":
             return self._drawn_network.milliseconds(choice)
         if self.criterion is None:
             return self.cost_table.of(choice)
         value = self.criterion(self._genotype(choice))
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"criterion: must return a finite number, got {value!r:.200}")
-        return float(value)
+        is_number = isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()
+        number = float(value) if is_number else math.nan
+        if not math.isfinite(number):
+            raise DataError(f"criterion: must return a finite number, got {value!r:.200}")
+        return number
 
     def state_dict(self) -> dict[str, Any]:
         """Return what, beside ``supernet.state_dict()``, continues the search to the bit."""

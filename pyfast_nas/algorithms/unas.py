@@ -3,7 +3,7 @@ r"""UNAS: one unbiased estimator for costs with and without a derivative.
 Vahdat, Mallya, Liu & Kautz, "UNAS: Differentiable Architecture Search Meets Reinforcement
 Learning", CVPR 2020, arXiv 1912.07651.
 
-As printed: the estimator (see `rebar`); the loss with the gap of generalisation in it, on the
+As printed: the estimator (see `rebar`); the loss with the generalization gap in it, on the
 batch that the weights are trained on and one that they are not,
 
 .. math:: L(z) = L_{tr}(z) + \lambda\, |L_{val}(z) - L_{tr}(z)| \quad (2)
@@ -105,7 +105,7 @@ class UNAS(DrawnCost, GradientSearch):
     """Gap of the batches' mean losses, or the mean over pairs of their samples."""
 
     gap_weight: Annotated[float, Range(at_least=0)] = 0.5
-    """Weight of the gap of generalisation in the loss; 0 takes the training loss alone."""
+    """Weight of the generalization gap in the loss; 0 takes the training loss alone."""
 
     control_scale: Annotated[float, Range(at_least=0)] = 1.0
     """Factor of the differentiable surrogates in the estimate; 0 leaves the score function."""

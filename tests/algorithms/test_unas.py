@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from pyfast_nas.algorithms import UNAS
 from pyfast_nas.algorithms.rebar import coupled_draw
 from pyfast_nas.algorithms.sub_graphs import single_path_gates, unstack_tables
 from pyfast_nas.costs import CostTable, DrawnNetwork
-from pyfast_nas.errors import ConfigError
+from pyfast_nas.errors import ConfigError, DataError
 from pyfast_nas.spaces.choices import choices_of
 from tests.algorithms.test_toy import run
 
@@ -469,8 +470,15 @@ class TestCosts:
         algorithm = UNAS(cost=self.table(tmp_path), **PRICED)
         algorithm.criterion = lambda genotype: value
         start(algorithm, spaces.Toy())
-        with pytest.raises(ValueError, match="criterion: must return a finite number, got"):
+        with pytest.raises(DataError, match="criterion: must return a finite number, got"):
             algorithm.step(toy_batch(4), toy_batch(4))
+
+    @pytest.mark.parametrize("value", [2, np.float32(2), torch.tensor(2.0)])
+    def test_a_criterion_may_give_a_number_of_any_kind(self, start, tmp_path, value, toy_batch):
+        algorithm = UNAS(cost=self.table(tmp_path), **PRICED)
+        algorithm.criterion = lambda genotype: value
+        start(algorithm, spaces.Toy())
+        assert algorithm.step(toy_batch(4), toy_batch(4))["cost"] == 2.0
 
     def test_measured_latency_times_what_was_drawn(self, start, image_batch, monkeypatch):
         algorithm = start(UNAS(cost="latency", latency="measured", **PRICED), IMAGES)
