@@ -9,7 +9,7 @@ import pytest
 from benchmarks import compare, picture, tables
 from pyfast_nas.bench import Row, stamp, write
 from pyfast_nas.bench.profile import NODES, OUTSIDE, REST, WATCHED
-from pyfast_nas.bench.record import on_gpu
+from pyfast_nas.bench.record import on_gpu, read
 from pyfast_nas.bench.summary import by_case, table
 from pyfast_nas.bench.targets import FOREIGN, SUPERNET, figures
 from pyfast_nas.bench.timing import Timing
@@ -62,6 +62,40 @@ def test_page_and_picture_are_those_of_the_committed_results():
     assert (DOCS / "benchmarks.svg").read_text() == picture.picture()
     if drawn := picture.paths_picture():
         assert (DOCS / "paths.svg").read_text() == drawn
+
+
+README = {  # start of a line -> case and mode of its figures
+    "DARTS supernet (C = 16, 8 cells), batch 16, forward + backward": (SUPERNET, "both"),
+    "a search step: first-order DARTS": (f"first-order DARTS: {SUPERNET}", "step"),
+    "a search step: MSG-DAS, two paths": (f"MSG-DAS, K = 2: {SUPERNET}", "step"),
+    "NAS-Bench-201 supernet after": (FOREIGN, "both"),
+    "`mixed_sum`, forward + backward": ("8 x [64x16x32x32]", "both"),
+    "`gumbel_topk`, 2 of 16 candidates": ("65536x16_k2", "forward"),
+}
+
+
+@pytest.mark.parametrize("start", README)
+def test_figures_of_the_readme_are_those_of_the_committed_results(start):
+    case, mode = README[start]
+    found = [
+        row
+        for row in read(DOCS.parent / "benchmarks/results/intel-xeon-processor.json")
+        if (row["case"], row["mode"], row["threads"]) == (case, mode, 2) and row["timing"]
+    ]
+    medians = [row["timing"]["p50"] / 1e6 for row in found]
+    (line,) = (one for one in (DOCS.parent / "README.md").read_text().splitlines() if start in one)
+    _, ours, rivals, _ = (cell.strip() for cell in line.removeprefix("|").split("|"))
+    own = min(medians)
+    assert ours == _seconds(own)
+    figures = re.findall(r"([\d.]+ m?s) \(([\d.]+) x\)", rivals)
+    assert figures
+    for time, ratio in figures:
+        (median,) = {m for m in medians if _seconds(m) == time}
+        assert float(ratio) == round(median / own, len(ratio.partition(".")[2])), (time, ratio)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 0.1 else f"{1e3 * value:.1f} ms"
 
 
 def test_page_shows_ratios_memory_and_who_did_not_finish(folder):
