@@ -21,20 +21,20 @@ def final_alphas(run: RunFolder) -> str:
         >>> final_alphas(RunFolder(path=Path("."), config={}))
         ''
     """
-    histories = _histories(run)
-    if not histories:
+    final = {table: run.final_probabilities(table) for table in _histories(run)}
+    if not final:
         return ""
-    scale = Scale.of(row for history in histories.values() for row in history[-1][1])
-    widest = max(len(names) for table in histories for names in run.candidates(table))
+    scale = Scale.of(row for _, rows in final.values() for row in rows)
+    widest = max(len(names) for table in final for names in run.candidates(table))
     parts = [
         "<p>Probability of each candidate on each edge (softmax of the logits). A frame marks what "
         "the genotype keeps, bold type the best of a row.</p>",
         _scale_key(scale, widest),
         '<div class="charts">',
     ]
-    for table, history in histories.items():
+    for table, (epoch, rows) in final.items():
         picture = heat_map(
-            history[-1][1],
+            rows,
             row_names=_edge_names(run, table),
             column_names=run.candidates(table),
             chosen=_kept(run, table),
@@ -42,7 +42,7 @@ def final_alphas(run: RunFolder) -> str:
             title=f"Final probabilities of the {table} cell",
         )
         parts.append(
-            f"<figure><figcaption>{escape(table)}, epoch {history[-1][0]}</figcaption>"
+            f"<figure><figcaption>{escape(table)}, epoch {epoch}</figcaption>"
             f'<div class="wide">{picture}</div></figure>'
         )
     return "\n".join([*parts, "</div>"])

@@ -75,25 +75,25 @@ def _moved(run: RunFolder) -> Iterator[Finding]:
 
 
 def _decided(run: RunFolder) -> Iterator[Finding]:
-    entropy = run.series("entropy")
-    if entropy and entropy[-1][1] > UNDECIDED:
+    entropy = run.in_the_end("entropy")
+    if entropy is not None and entropy > UNDECIDED:
         yield Finding(
             "warn",
             f"The search is far from decided: the mean entropy of the edges is "
-            f"{share_of_one(entropy[-1][1])}, where 1 is an even choice. "
+            f"{share_of_one(entropy)}, where 1 is an even choice. "
             "A longer search may choose otherwise.",
         )
-    elif entropy:
+    elif entropy is not None:
         yield Finding(
             "good",
-            f"The mean entropy of the edges fell to {share_of_one(entropy[-1][1])}, where 1 is an "
+            f"The mean entropy of the edges fell to {share_of_one(entropy)}, where 1 is an "
             "even choice.",
         )
-    margin = run.series("margin")
-    if margin and margin[-1][1] < CLOSE:
+    margin = run.in_the_end("margin")
+    if margin is not None and margin < CLOSE:
         yield Finding(
             "note",
-            f"On the edges the best candidate leads the second by {number(margin[-1][1], 4)} "
+            f"On the edges the best candidate leads the second by {number(margin, 4)} "
             "in probability on average: close to a coin toss.",
         )
 

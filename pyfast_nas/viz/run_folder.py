@@ -39,6 +39,7 @@ class RunFolder:
         timing: Seconds, rates and bytes per epoch.
         totals: Seconds per phase.
         genotype: The result, if there is one.
+        epoch: Epoch whose architecture it is: a search may end with an earlier one than its last.
         evaluation: Comparison with random architectures, if there is one.
         warnings: What the search itself found amiss.
         table: Where the result stands in a table of measured architectures, if it was looked up.
@@ -53,6 +54,7 @@ class RunFolder:
     timing: Sequence[Record] = ()
     totals: Mapping[str, float] = field(default_factory=dict)
     genotype: Genotype | None = None
+    epoch: int | None = None
     evaluation: Record | None = None
     warnings: Sequence[str] = ()
     table: Record | None = None
@@ -80,7 +82,7 @@ class RunFolder:
         _require_same_tables(alphas, printable(path / "alphas.jsonl"))
         metrics = _read_lines(path / "metrics.jsonl", shapes.METRICS, ("kind", "epoch"))
         timing = _read_lines(path / "timing.jsonl", shapes.TIMING, ("kind",))
-        return cls(
+        run = cls(
             path=path,
             config=_read_json(path / "config.json", shapes.CONFIG),
             steps=_latest([line for line in metrics if line["kind"] == "step"], "step"),
@@ -93,6 +95,7 @@ class RunFolder:
                 if line["kind"] == "total" and _is_number(line.get("seconds"))
             },
             genotype=Genotype.load(genotype) if genotype.is_file() else None,
+            epoch=result.get("epoch"),
             evaluation=_read_json(evaluation, shapes.EVALUATION) if evaluation.is_file() else None,
             warnings=result.get("warnings", ()),
             table=shapes.whole_table(result.get("table"), printable(path / "result.json")),
@@ -100,6 +103,8 @@ class RunFolder:
                 _read_json(pareto, shapes.PARETO) if pareto.is_file() else None, printable(pareto)
             ),
         )
+        _require_tables_of_space(run)
+        return run
 
     @cached_property
     def space(self) -> SearchSpace | None:
@@ -127,6 +132,30 @@ class RunFolder:
             for line in self.epochs
             if _is_number(line.get(key)) and _is_number(line.get("epoch"))
         ]
+
+    def in_the_end(self, key: str) -> float | None:
+        """Value of an epoch metric at the epoch of the result; the last one where none says so.
+
+        Example:
+            >>> lines = [{"epoch": 1, "entropy": 0.9}, {"epoch": 2, "entropy": 0.8}]
+            >>> RunFolder(path=Path("."), config={}, epochs=lines, epoch=1).in_the_end("entropy")
+            0.9
+        """
+        points = self.series(key)
+        return dict(points).get(self.epoch, points[-1][1]) if points else None
+
+    def final_probabilities(self, table: str) -> tuple[int, list[list[float]]]:
+        """Epoch of the result, or the last one, and the row-wise softmax of its logits.
+
+        Example:
+            >>> lines = [{"epoch": epoch, "alphas": {"cell": [[0.0, 0.0]]}} for epoch in range(3)]
+            >>> run = RunFolder(path=Path("."), config={}, alphas=lines, epoch=1)
+            >>> run.final_probabilities("cell")
+            (1, [[0.5, 0.5]])
+        """
+        history = dict(self.probabilities(table))
+        epoch = self.epoch if self.epoch in history else max(history)
+        return epoch, history[epoch]
 
     def probabilities(self, table: str) -> list[tuple[int, list[list[float]]]]:
         """Row-wise softmax of a table's logits at each recorded epoch.
@@ -204,6 +233,30 @@ def _require_same_tables(alphas: Sequence[Record], where: str) -> None:
         rows and all(rows) for size in sizes for rows in size.values()
     ):
         raise DataError(f"run: {where} must hold the same tables in every line")
+
+
+def _require_tables_of_space(run: RunFolder) -> None:
+    """Refuse logits that are not those of the space in the configuration, if we know it."""
+    if run.space is None or not run.alphas:
+        return
+    wanted = {
+        table: [max(map(len, rows))] * len(rows) for table, rows in run.space.candidates.items()
+    }
+    found = {table: [len(row) for row in rows] for table, rows in run.alphas[0]["alphas"].items()}
+    for table in sorted(wanted.keys() | found.keys()):
+        if found.get(table) != wanted.get(table):
+            raise DataError(
+                f"run: {printable(run.path / 'alphas.jsonl')} must hold the tables of the space in "
+                f"config.json ({', '.join(f'{t} {_size(rows)}' for t, rows in wanted.items())}), "
+                f"got {printable(table, 60)} {_size(found.get(table, []))}"
+            )
+
+
+def _size(lengths: Sequence[int]) -> str:
+    if not lengths:
+        return "of no row"
+    least, most = min(lengths), max(lengths)
+    return f"{len(lengths)} x {most if least == most else f'{least} to {most}'}"
 
 
 def _softmax(row: Sequence[float | None]) -> list[float]:

@@ -55,7 +55,7 @@ PARETO = {
     "column": WORD,
     "architectures": [_ARCHITECTURE | {"test": FIGURE}],
 }
-RESULT = {"warnings": [WORD], "table": _TABLE}
+RESULT = {"warnings": [WORD], "table": _TABLE, "epoch": COUNT}
 METRICS = {
     "kind": WORD,
     "epoch": COUNT,

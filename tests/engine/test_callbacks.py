@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from pyfast_nas.algorithms import DARTS
+from pyfast_nas.cli.main import main
 from pyfast_nas.data import toy_data
 from pyfast_nas.engine import search
 from pyfast_nas.engine.callbacks import GoBack, Stop
+from pyfast_nas.spaces import Genotype
+from pyfast_nas.viz.report import render_report
 from pyfast_nas.viz.run_folder import RunFolder
 
 
@@ -91,3 +94,23 @@ def test_what_a_callback_raises_reaches_the_caller():
 
     with pytest.raises(RuntimeError, match="of mine"):
         run(look)
+
+
+def test_what_reads_the_folder_sees_the_epoch_that_was_chosen(tmp_path, capsys):
+    """Not the last one: in the numbers, in the frames around them, in what is derived again."""
+    folder = tmp_path / "run"
+    result = run(
+        lambda end: Stop(epoch=1, reason="enough") if end.epoch == 3 else None,
+        output=folder,
+    )
+    files = RunFolder.read(folder)
+    assert result.epoch == files.epoch == 1
+    epoch, rows = files.final_probabilities("cell")
+    want = torch.softmax(result.alphas["cell"].double(), 1)
+    assert epoch == 1
+    torch.testing.assert_close(torch.tensor(rows, dtype=torch.float64), want)
+    assert files.in_the_end("entropy") == result.history[0]["entropy"]
+    assert result.history[0]["entropy"] != result.history[-1]["entropy"]
+    assert main(["derive", str(folder), "--json"]) == 0
+    assert Genotype.from_json(capsys.readouterr().out) == result.genotype
+    assert "cell, epoch 1</figcaption>" in render_report(files)

@@ -300,3 +300,24 @@ def test_a_cell_among_all_that_were_measured(runs):
 def test_a_record_of_a_table_that_is_none(record, words, runs):
     with pytest.raises(DataError, match=words):
         RunFolder.read(runs.make(measured=record))
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda alphas: alphas["normal"].pop(), r"normal 13 x 8"),
+        (lambda alphas: [row.pop() for row in alphas["reduce"]], r"reduce 14 x 7"),
+        (lambda alphas: alphas["reduce"][3].pop(), r"reduce 14 x 7 to 8"),
+        (lambda alphas: alphas.pop("reduce"), "reduce of no row"),
+        (lambda alphas: alphas.update(more=[[0.0]]), "more 1 x 1"),
+    ],
+)
+def test_logits_of_another_space_are_refused(runs, change, got):
+    folder = runs.make()
+    lines = [json.loads(line) for line in (folder / "alphas.jsonl").read_text().splitlines()]
+    for line in lines:
+        change(line["alphas"])
+    (folder / "alphas.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    message = rf"tables of the space in config.json \(normal 14 x 8, reduce 14 x 8\), got {got}"
+    with pytest.raises(DataError, match=message):
+        RunFolder.read(folder)
