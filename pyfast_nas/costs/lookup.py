@@ -5,6 +5,7 @@ measured layer a line, in milliseconds, with shapes at 224 pixels and 1000 class
 """
 
 import csv
+import io
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from pyfast_nas.costs.table import CostTable
 from pyfast_nas.errors import DataError
 from pyfast_nas.nn.chain import BOTTLENECKS, BlockSizes
 from pyfast_nas.spaces.proxyless import TABLE, ProxylessNAS
+from pyfast_nas.spaces.text_files import read_text
 
 __all__ = ["LatencyLookup", "LayerKey"]
 
@@ -86,14 +88,14 @@ class LatencyLookup:
         source = f"latencies {os.fspath(path)!r:.200}"
         found: dict[LayerKey, float] = {}
         try:
-            with open(path, encoding="utf-8", newline="") as file:
-                for number, key, value in _lines(file, source):
-                    if key in found:
-                        raise DataError(f"{source}: line {number} repeats the layer {str(key)!r}")
-                    found[key] = value
+            text = read_text(path, "latencies", DataError)
+            for number, key, value in _lines(io.StringIO(text, newline=""), source):
+                if key in found:
+                    raise DataError(f"{source}: line {number} repeats the layer {str(key)!r}")
+                found[key] = value
         except OSError as error:
             raise DataError(f"{source} cannot be read: {error.strerror}") from None
-        except (UnicodeDecodeError, csv.Error) as error:
+        except csv.Error as error:
             raise DataError(f"{source} must be comma-separated text: {error}") from None
         return cls(found, source)
 

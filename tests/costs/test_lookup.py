@@ -1,6 +1,7 @@
 """Published latencies of layers: hand-computed sums, and broken files."""
 
 import csv
+import os
 
 import pytest
 import torch
@@ -108,7 +109,14 @@ def test_broken_files(tmp_path):
     with pytest.raises(DataError, match="must name the column 'op'"):
         LatencyLookup.read(write(tmp_path / "t.csv", header=""))
     (tmp_path / "t.csv").write_bytes(b"op,\xff\n")
-    with pytest.raises(DataError, match=r"must be comma-separated text: .*utf-8"):
+    with pytest.raises(DataError, match="must be text: byte 3 is not UTF-8"):
+        LatencyLookup.read(tmp_path / "t.csv")
+    os.mkfifo(tmp_path / "pipe")
+    for device in ("/dev/zero", tmp_path / "pipe"):
+        with pytest.raises(DataError, match="must be a regular file"):
+            LatencyLookup.read(device)
+    (tmp_path / "t.csv").write_text(HEADER + "\n" * (1 << 20))
+    with pytest.raises(DataError, match="must be at most 1048576 bytes long"):
         LatencyLookup.read(tmp_path / "t.csv")
     with pytest.raises(DataError, match=r"no.csv' cannot be read: No such file"):
         LatencyLookup.read(tmp_path / "no.csv")
