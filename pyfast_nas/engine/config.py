@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 
-from pyfast_nas.algorithms.options import Range, check_options
+from pyfast_nas.algorithms.options import Range, check_options, require_read
 from pyfast_nas.data.image_data import shown
 from pyfast_nas.engine.presets import Preset, preset
 from pyfast_nas.errors import ConfigError
@@ -15,6 +15,7 @@ from pyfast_nas.errors import ConfigError
 __all__ = ["SearchConfig", "TrainConfig", "nearest", "run_device"]
 
 _Count = Annotated[int | None, Range(at_least=1)]
+_OF_COMPARISON = ("train_epochs", "train_channels", "train_cells", "train_batch_size")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -105,6 +106,12 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         _check(self)
+        watches = self.curvature_interval > 0
+        read = {"curvature_action": watches}
+        require_read(self, read, f"curvature_interval={self.curvature_interval}")
+        judges = self.pareto_cost != "none"
+        read = {"pareto_samples": judges, "pareto_images": judges}
+        require_read(self, read, f"pareto_cost={self.pareto_cost!r:.200}")
         if self.table_columns is not None and self.table is None:
             raise ConfigError("SearchConfig: table_columns must go with a table, got none")
 
@@ -129,8 +136,23 @@ class SearchConfig:
         image_size: tuple[int, ...] = (32, 32),
         space_name: str = "darts",
     ) -> Self:
-        """Return a copy in which the preset of data set and space stands for every ``None``."""
-        return _resolved(self, preset(data_name, image_size, space_name))
+        """Return a copy in which the preset of data set and space stands for every ``None``.
+
+        Raises:
+            ConfigError: If an option of the comparison is given and nothing is compared.
+        """
+        chosen = preset(data_name, image_size, space_name)
+        resolved = _resolved(self, chosen)
+        if not resolved.compare:
+            defaults = {field.name: field.default for field in dataclasses.fields(self)}
+            for name in ("compare_seeds", *_OF_COMPARISON):
+                usual = getattr(chosen, name, defaults[name])
+                if getattr(resolved, name) != usual:
+                    raise ConfigError(
+                        f"SearchConfig: {name} must be {usual} with compare=0, where nothing reads "
+                        f"it, got {getattr(self, name)!r}"
+                    )
+        return resolved
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -257,7 +279,7 @@ def run_device(name: str) -> torch.device:
         return torch.device("cpu")
     if device is None or device.type != "cuda" or (device.index or 0) >= count:
         there = ["'cpu'", *(f"'cuda:{index}'" for index in range(count))]
-        raise ConfigError(f"device: must be 'auto' or one of {', '.join(there)}, got {shown(name)}")
+        raise ConfigError(f"device must be 'auto' or one of {', '.join(there)}, got {shown(name)}")
     return device
 
 

@@ -164,10 +164,11 @@ class CurvatureMonitor:
             return Stop(epoch=target, reason=words)
         optimizer = end.algorithm.weight_optimizer
         decay = optimizer.param_groups[0]["weight_decay"] * self.decay_factor
-        if decay > self.decay_limit:
+        if not 0 < decay <= self.decay_limit:
+            limit = f"would be beyond {self.decay_limit:g}" if decay else "cannot grow"
             words = (
                 f"{grown} by epoch {end.epoch}: the search ended with epoch {target}, since a "
-                f"weight decay of {decay:g} would be beyond {self.decay_limit:g}"
+                f"weight decay of {decay:g} {limit}"
             )
             return Stop(epoch=target, reason=words)
         self._restore(end, target)

@@ -9,10 +9,12 @@ __all__ = ["Progress", "Silent"]
 class Progress(Protocol):
     """Receives events; drawing them is not the engine's business.
 
-    Every event has ``phase`` (``"search"``, ``"evaluation"`` or ``"train"``) and ``kind``:
+    Every event has ``phase`` (``"search"``, ``"pareto"``, ``"evaluation"`` or ``"train"``) and
+    ``kind``:
 
-    - ``start``: ``epochs``, ``steps_per_epoch``; of a search also ``config``, the content of
-      ``config.json``, and ``parameters`` of the supernet; of an evaluation ``networks``.
+    - ``start``: of a search and of a training ``epochs`` and ``steps_per_epoch``; of a search also
+      ``config``, the content of ``config.json``, and ``parameters`` of the supernet; of an
+      evaluation ``networks`` and ``epochs``; of a Pareto front, which has no steps, ``unit``.
     - ``step``, each logging interval: ``epoch`` (from 1), ``step``, ``steps`` (of the whole
       phase), the means of the metrics, ``images_per_second``, ``memory_bytes``, ``seconds_left``.
     - ``epoch``: the line of ``metrics.jsonl`` and that of ``timing.jsonl``, merged.

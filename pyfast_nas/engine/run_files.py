@@ -5,11 +5,14 @@ import json
 import logging
 import math
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pyfast_nas.data.image_data import shown
 from pyfast_nas.errors import ConfigError
+from pyfast_nas.spaces import SPACES
 
 __all__ = ["RunFiles", "to_json"]
 
@@ -62,28 +65,35 @@ class RunFiles:
         self._silenced: set[str] = set()
         if self.folder is None:
             return
-        try:
-            self._claim(self.folder, overwrite, function)
-        except OSError as error:
-            raise ConfigError(
-                f"{function}: output must be a folder that can be written, got "
-                f"{shown(str(folder))}: {error.strerror}"
-            ) from error
+        self.require_free(folder, overwrite=overwrite, function=function)
+        with _naming(folder, function):
+            if self.folder.is_dir():
+                _remove_earlier(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
 
-    def _claim(self, folder: Path, overwrite: bool, function: str) -> None:
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(
-                f"{function}: output must be a folder, got the file {shown(str(folder))}"
-            )
-        if folder.is_dir() and any(folder.iterdir()):
-            if not overwrite:
+    @staticmethod
+    def require_free(
+        folder: str | os.PathLike | None, *, overwrite: bool = False, function: str = "search"
+    ) -> None:
+        """Raise unless a run may write there; nothing is written yet.
+
+        Raises:
+            ConfigError: If the folder exists and holds something, and ``overwrite`` is off.
+
+        Example:
+            >>> RunFiles.require_free("no/such/folder")
+        """
+        if folder is None:
+            return
+        path, shown_path = Path(folder), shown(str(folder))
+        with _naming(folder, function):
+            if path.exists() and not path.is_dir():
+                raise ConfigError(f"{function}: output must be a folder, got the file {shown_path}")
+            if not overwrite and path.is_dir() and any(path.iterdir()):
                 raise ConfigError(
-                    f"{function}: output must be new or empty, got {shown(str(folder))}, which "
-                    "holds files: name another folder (--output) or replace them (--overwrite)"
+                    f"{function}: output must be new or empty, got {shown_path}, which holds "
+                    "files: name another folder (--output) or replace them (--overwrite)"
                 )
-            for name in _OWN_FILES:
-                (folder / name).unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, name: str) -> Path | None:
         """Return where a file of the run belongs, or ``None`` when nothing is written."""
@@ -98,13 +108,17 @@ class RunFiles:
         path = self.path(name)
         if path is None:
             return
-        temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+        # No number of a process: in containers these come again.
+        temporary = path.with_name(f".{name}.{secrets.token_hex(8)}.tmp")
         try:
             with open(temporary, "xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+        except OSError as error:
+            reason = f"{error.strerror} (make room there, or name another output)"
+            raise OSError(error.errno, reason, str(path)) from error
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -128,6 +142,26 @@ class RunFiles:
                 shown(str(path)),
                 error.strerror,
             )
+
+
+@contextlib.contextmanager
+def _naming(folder: str | os.PathLike, function: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{function}: output must be a folder that can be written, got "
+            f"{shown(str(folder))}: {error.strerror}"
+        ) from error
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Remove the files of an earlier run, what it left half-written, and its pictures."""
+    tables = {table for kind in SPACES.values() for table in kind().candidates}
+    for name in (*_OWN_FILES, *(f"{table}.svg" for table in tables)):
+        (folder / name).unlink(missing_ok=True)
+        for half in folder.glob(f".{name}.*.tmp"):
+            half.unlink(missing_ok=True)
 
 
 _OWN_FILES = (

@@ -161,10 +161,16 @@ def search(
                 f"search: curvature_interval must be 0 with {algorithm.name!r}, which has no loss "
                 f"to differentiate twice in its alphas, got {config.curvature_interval}"
             )
+        if config.curvature_action == "go_back" and not algorithm.weight_decay:
+            raise ConfigError(
+                "search: weight_decay must be greater than 0 with curvature_action='go_back', "
+                "which makes it larger by a factor, got 0"
+            )
         monitor = CurvatureMonitor(
             interval=config.curvature_interval, action=config.curvature_action
         )
         callbacks = (*callbacks, monitor)
+    RunFiles.require_free(config.output, overwrite=config.overwrite)
     device = run_device(config.device)
     seeds = torch.randint(
         2**62, (4,), generator=Generator("cpu").manual_seed(config.seed), device="cpu"
@@ -183,6 +189,9 @@ def search(
     started = time.perf_counter()
     with seeded(config.seed, device):
         supernet = space.supernet().to(device)
+        is_own = config.pareto_cost == "auto"
+        if not is_own:
+            costs = find_costs(config.pareto_cost, supernet, space, "search: pareto_cost")
         algorithm.prepare(
             supernet,
             space=space,
@@ -191,10 +200,8 @@ def search(
             generator=Generator(device).manual_seed(seeds[1]),
             loss=loss,
         )
-        if config.pareto_cost == "auto":
+        if is_own:
             costs = getattr(algorithm, "cost_table", None)
-        else:
-            costs = find_costs(config.pareto_cost, supernet, space, "search: pareto_cost")
         # Whatever is refused is refused before anything is written.
         files = RunFiles(config.output, overwrite=config.overwrite)
         files.write_json("config.json", record)

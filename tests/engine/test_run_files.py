@@ -77,8 +77,9 @@ def test_a_reader_sees_the_old_file_or_the_new(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", die)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device \(make room") as caught:
         files.write("genotype.json", "new")
+    assert caught.value.errno == 28 and caught.value.filename == str(tmp_path / "genotype.json")
     assert (tmp_path / "genotype.json").read_text() == "old"
     assert os.listdir(tmp_path) == ["genotype.json"], "no leftovers"
 
@@ -93,3 +94,11 @@ def test_lines_that_cannot_be_written_are_reported_once(tmp_path, caplog):
             files.append("timing.jsonl", {"step": step})
     assert len(caplog.records) == 1 and "No space left" in caplog.text
     assert len((tmp_path / "timing.jsonl").read_text().splitlines()) == 5
+
+
+def test_overwrite_removes_pictures_of_other_spaces_and_halves_of_files(tmp_path):
+    names = ("normal.svg", "cell.svg", "blocks.svg", ".result.json.0123abcd.tmp")
+    for name in (*names, "mine.svg", ".mine.tmp"):
+        (tmp_path / name).touch()
+    RunFiles(tmp_path, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == [".mine.tmp", "mine.svg"]

@@ -382,8 +382,23 @@ class TestRefusals:
             ({"epochs": -1}, "epochs must be an integer at least 0"),
             ({"algorithm": "dart"}, "unknown algorithm 'dart'; did you mean 'darts'"),
             ({"algorithm": 3}, "algorithm must be a search algorithm"),
-            ({"device": "tpu"}, "device: must be 'auto' or one of"),
+            ({"device": "tpu"}, "device must be 'auto' or one of"),
             ({"batch_size": 513}, "batch_size must be between 1 and 512"),
+            (
+                {"curvature_action": "stop"},
+                "curvature_action must be 'watch' with curvature_interval=0, where nothing reads",
+            ),
+            (
+                {"curvature_action": "go_back", "curvature_interval": 1}
+                | {"algorithm": DARTS(weight_decay=0.0)},
+                "weight_decay must be greater than 0 with curvature_action='go_back'",
+            ),
+            (
+                {"pareto_cost": "none", "pareto_samples": 3},
+                "pareto_samples must be 32 with pareto_cost='none', where nothing reads it",
+            ),
+            ({"compare": 0, "train_epochs": 7}, "train_epochs must be .* with compare=0, where"),
+            ({"compare": 0, "compare_seeds": 2}, "compare_seeds must be 3 with compare=0, where"),
         ],
     )
     def test_options(self, options, words, tmp_path):
