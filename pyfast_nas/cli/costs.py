@@ -26,7 +26,7 @@ LATENCY = "latency"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Show what the candidates of a space cost, and what its cheapest and dearest networks do."""
+    """Show what the candidates of a space cost, and what its cheapest and costliest networks do."""
 
     cost: str = "parameters"
     """What counts: latency (measured on this machine), parameters, multiply-adds, operations,
@@ -130,6 +130,10 @@ def _find(request: Request) -> tuple[CostTable, Fit | None]:
             raise ConfigError(
                 f"inspect: --batch-size must be at least 1, got {request.latency.batch_size}"
             )
+        if request.latency.repeats < 1:
+            raise ConfigError(
+                f"inspect: --repeats must be an integer from 1, got {request.latency.repeats}"
+            )
         device = run_device(request.latency.device)
         shape = (request.latency.batch_size, *_image(space))
         net = space.supernet().to(device)
@@ -143,9 +147,11 @@ def _find(request: Request) -> tuple[CostTable, Fit | None]:
     path, colon, column = cost.rpartition(":")
     if not colon:
         known = [LATENCY, *UNITS]
+        is_file = os.path.basename(cost) != cost or "." in cost
+        near = ": no such file" if is_file else parsing.did_you_mean(cost, known)
         raise ConfigError(
             f"inspect: --cost must be one of {', '.join(known)}, FILE or FILE:COLUMN, got "
-            f"{printable(cost, 200)!r}{parsing.did_you_mean(cost, known)}"
+            f"{printable(cost, 200)!r}{near}"
         )
     if not isinstance(space, NASBench201):
         raise ConfigError(
@@ -177,7 +183,7 @@ def _record(
         "edges": places_of(ends[0], space.candidates),
         **{
             word: {"cost": table.of(end, space.candidates), "genotype": end.to_dict()}
-            for word, end in zip(("cheapest", "dearest"), ends, strict=True)
+            for word, end in zip(("cheapest", "costliest"), ends, strict=True)
         },
         "fit": fit and {key: value for key, value in fit._asdict().items() if key != "table"},
     }
@@ -210,7 +216,7 @@ def _lines(
                 values = values[: len(names)]
                 yield f"{source:>3} to {target:<3}" + _columns(map(_shown, values), widths)
     yield ""
-    for word, end in zip(("cheapest", "dearest"), ends, strict=True):
+    for word, end in zip(("cheapest", "costliest"), ends, strict=True):
         yield f"{word:<10} {_shown(table.of(end, space.candidates))}  (genotype {end.hash})"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from pyfast_nas.cli.inputs import quoted_path, read_run
+from pyfast_nas.cli.inputs import quoted_path, read_run, writing
 from pyfast_nas.errors import ConfigError, DataError
 from pyfast_nas.spaces.base import Genotype
 from pyfast_nas.viz.run_folder import RunFolder
@@ -23,7 +23,7 @@ class Derive:
     folder: tyro.conf.Positional[Path]
     """Folder of a run."""
     epoch: int | None = None
-    """Epoch after which to derive, 0 for the random start; the last one if not given."""
+    """Epoch after which to derive, 0 for the random start; by default that of the result."""
     output: Path | None = None
     """File for the genotype; without it the genotype is shown."""
     json: bool = False
@@ -34,7 +34,8 @@ def run(options: Derive) -> int:
     """Derive and show or write the genotype; return the exit code."""
     genotype = _derive(read_run(options.folder), options.epoch)
     if options.output is not None:
-        genotype.save(options.output)
+        with writing("derive", options.output):
+            genotype.save(options.output)
     if options.json:
         print(genotype.to_json(), end="")
     elif options.output is None:
@@ -54,7 +55,8 @@ def _derive(folder: RunFolder, epoch: int | None) -> Genotype:
             "it found stands in its genotype.json"
         )
     lines = {line["epoch"]: line["alphas"] for line in folder.alphas}
-    wanted = max(lines) if epoch is None else epoch
+    of_result = folder.epoch if folder.epoch in lines else max(lines)
+    wanted = of_result if epoch is None else epoch
     if wanted not in lines:
         raise ConfigError(
             f"derive: --epoch must be from {min(lines)} to {max(lines)}, got {wanted}"

@@ -16,6 +16,7 @@ from pyfast_nas.engine.run_files import to_json
 from pyfast_nas.spaces.base import Genotype
 from pyfast_nas.viz.findings import examine
 from pyfast_nas.viz.markup import printable
+from pyfast_nas.viz.pareto import front_table, judged
 from pyfast_nas.viz.run_folder import RunFolder
 from pyfast_nas.viz.tables import standing
 from pyfast_nas.viz.units import duration, memory, percent, share_of_one
@@ -80,6 +81,7 @@ def _record(folder: RunFolder) -> dict[str, Any]:
         "epochs": len(folder.epochs),
         "evaluation": folder.evaluation,
         "table": folder.table,
+        "pareto": folder.pareto,
         "seconds": dict(folder.totals),
         "peak_memory_bytes": folder.peak_memory,
         "findings": [dataclasses.asdict(finding) for finding in examine(folder)],
@@ -116,6 +118,9 @@ def _describe_run(folder: RunFolder) -> str:
         lines.append(f"{'verdict':<10} {printable(folder.evaluation.get('sentence', ''))}")
     for split, text in standing(folder.table or {}).items():
         lines.append(f"{'table':<10} {split} {text}")
+    if folder.pareto is not None:
+        lines.append(f"{'pareto':<10} {judged(folder.pareto)}")
+        lines += [f"{'':<10} {line}" for line in front_table(folder.pareto)]
     lines += [f"{finding.level:<10} {finding.text}" for finding in examine(folder)]
     if folder.genotype is not None:
         lines += ["", _describe(folder.genotype)]

@@ -11,7 +11,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tyro
@@ -19,7 +19,7 @@ import tyro
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.viz.markup import printable
 
-__all__ = ["chosen", "did_you_mean", "group", "option_names", "parse"]
+__all__ = ["as_options", "chosen", "did_you_mean", "group", "option_names", "parse"]
 
 NARROWEST = 60  # columns; a help text squeezed further cannot be read by anyone
 _KINDS = {"INT": "an integer", "FLOAT": "a number", "PATH": "a path"}
@@ -60,6 +60,32 @@ def option_names(kind: type, hidden: Sequence[str] = ()) -> dict[str, bool]:
         if switch:
             names[f"--no-{word}"] = True
     return names
+
+
+def as_options(message: str, kinds: Iterable[type], hidden: Sequence[str] = ()) -> str:
+    """Say in the options of the command line what the library says in the names of Python.
+
+    Args:
+        message: What is wrong with a field of one of the dataclasses.
+        kinds: The dataclasses.
+        hidden: Names of fields that are no options.
+
+    Example:
+        >>> @dataclasses.dataclass
+        ... class Options:
+        ...     cost: str = "none"
+        ...     cost_target: float | None = None
+        >>> as_options("X: cost_target must be None with cost='none', got 3.0", [Options])
+        'X: --cost-target must not be given with --cost none, got 3.0'
+    """
+    names = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    for name in names.difference(hidden):
+        option, alone = f"--{name.replace('_', '-')}", rf"(?<![-\w.']){name}"
+        message = re.sub(rf"{alone} must be None\b", f"{option} must not be given", message)
+        message = re.sub(rf"{alone} must\b", f"{option} must", message)
+        message = re.sub(rf"{alone}='([^']*)'", rf"{option} \1", message)
+        message = re.sub(rf"{alone}=([-\w.]+)", rf"{option} \1", message)
+    return message
 
 
 def chosen(arguments: Sequence[str], option: str, default: str) -> str:
@@ -160,7 +186,9 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ConfigError(f"{command}: {_sentence(said.getvalue(), arguments)}") from None
+        raise ConfigError(
+            f"{command}: {_sentence(said.getvalue(), arguments, kinds.values())}"
+        ) from None
     return {name: getattr(parsed, name) for name in groups}
 
 
@@ -225,7 +253,7 @@ def _readable_width() -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
-def _sentence(box: str, arguments: Sequence[str]) -> str:
+def _sentence(box: str, arguments: Sequence[str], kinds: Iterable[type]) -> str:
     """Take what is said out of a drawn box of text: its first paragraph, without the frame."""
     box = re.sub(r"\x1b\[[0-9;]*m", "", box)
     paragraphs: list[list[str]] = [[]]
@@ -258,7 +286,7 @@ def _sentence(box: str, arguments: Sequence[str]) -> str:
     # What a dataclass refuses names its class and field; here both go by the option.
     if refused := re.match(r"Error parsing \w+: \w+: (\w+) (must .*)", text):
         words = refused[2].replace(" or None, got", ", got")
-        return f"--{refused[1].replace('_', '-')} {printable(words, 2 * LONGEST_VALUE)}"
+        return printable(as_options(f"{refused[1]} {words}", kinds), 2 * LONGEST_VALUE)
     return printable(text[:1].lower() + text[1:], 2 * LONGEST_VALUE).rstrip(".")
 
 

@@ -6,8 +6,9 @@ from typing import Literal
 
 import tyro
 
-from pyfast_nas.cli.inputs import quoted_path, read_genotype, read_run
+from pyfast_nas.cli.inputs import quoted_path, read_genotype, read_run, writing
 from pyfast_nas.errors import ConfigError
+from pyfast_nas.spaces.text_files import write_text
 from pyfast_nas.viz.graph import cell_svg
 from pyfast_nas.viz.graph_text import to_dot, to_mermaid
 from pyfast_nas.viz.markup import printable
@@ -46,8 +47,7 @@ def run(options: Plot) -> int:
             f"plot: --cell must be one of {', '.join(genotype.cells)}, got "
             f"{printable(unknown.pop(), 200)!r}"
         )
-    suffix = options.output.suffix.lower() if options.output is not None else ""
-    write = WRITERS[options.format or SUFFIXES.get(suffix, "svg")]
+    write = WRITERS[_format(options)]
     if options.output is None:
         if len(cells) > 1:
             raise ConfigError(
@@ -60,14 +60,32 @@ def run(options: Plot) -> int:
         path = options.output
         if len(cells) > 1:
             path = path.with_name(f"{path.stem}-{cell}{path.suffix}")
-        path.write_text(write(genotype, cell), encoding="utf-8")
-        print(f"wrote {quoted_path(path)}")
+        _write(path, write(genotype, cell))
     return 0
 
 
+def _format(options: Plot) -> str:
+    """Return the format that is given, or that of the output's ending."""
+    suffix = options.output.suffix.lower() if options.output is not None else ""
+    if options.format is None and suffix not in ("", *SUFFIXES):
+        raise ConfigError(
+            f"plot: --output must end in {', '.join(SUFFIXES)}, got "
+            f"{quoted_path(options.output)}; name another file, or the --format of what is in it"
+        )
+    return options.format or SUFFIXES.get(suffix, "svg")
+
+
+def _write(path: Path, picture: str) -> None:
+    with writing("plot", path):
+        write_text(path, picture)
+    print(f"wrote {quoted_path(path)}")
+
+
 def _plot_pareto(options: Plot) -> int:
-    if options.cell is not None or options.format not in (None, "svg"):
-        raise ConfigError("plot: --pareto must go without --cell and --format dot or mermaid")
+    if options.cell is not None or _format(options) != "svg":
+        raise ConfigError(
+            "plot: --pareto must go without --cell and --format dot or mermaid: it is an svg"
+        )
     record = read_run(options.genotype).pareto
     if record is None:
         raise ConfigError(
@@ -77,6 +95,5 @@ def _plot_pareto(options: Plot) -> int:
     if options.output is None:
         print(pareto_svg(record), end="")
         return 0
-    options.output.write_text(pareto_svg(record), encoding="utf-8")
-    print(f"wrote {quoted_path(options.output)}")
+    _write(options.output, pareto_svg(record))
     return 0

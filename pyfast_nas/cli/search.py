@@ -1,7 +1,6 @@
 """``pyfast-nas search``: find an architecture, hold it against random ones, say how it went."""
 
 import dataclasses
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from pyfast_nas.engine.run_files import to_json
 from pyfast_nas.errors import ConfigError
 from pyfast_nas.spaces import SPACES, SearchSpace
 from pyfast_nas.viz.markup import printable
-from pyfast_nas.viz.pareto import front_lines, judged
+from pyfast_nas.viz.pareto import front_table, judged
 from pyfast_nas.viz.run_folder import RunFolder
 from pyfast_nas.viz.tables import standing
 from pyfast_nas.viz.units import duration, memory, percent
@@ -108,13 +107,17 @@ def parse(arguments: Sequence[str]) -> Search:
     )
     choice = parsed["main"]
     output = choice.output or free_folder(Path("runs"), f"{data}-{name}")
-    return Search(
-        algorithm=_plain(ALGORITHMS[name], parsed["algorithm"]),
-        space=_plain(kind, parsed["space"]) if "space" in parsed else kind(),
-        data=choice.data,
-        config=_plain(SearchConfig, parsed["search"], output=str(output)),
-        json=choice.json,
-    )
+    try:
+        return Search(
+            algorithm=_plain(ALGORITHMS[name], parsed["algorithm"]),
+            space=_plain(kind, parsed["space"]) if "space" in parsed else kind(),
+            data=choice.data,
+            config=_plain(SearchConfig, parsed["search"], output=str(output)),
+            json=choice.json,
+        )
+    except ConfigError as error:
+        kinds = ALGORITHMS[name], kind, SearchConfig
+        raise ConfigError(parsing.as_options(str(error), kinds, hidden=FROM_DATA)) from None
 
 
 def run(options: Search) -> int:
@@ -130,9 +133,8 @@ def run(options: Search) -> int:
                 progress=display,
             )
         except ConfigError as error:
-            # What the library calls by the names of Python goes by the options here.
-            words = re.sub(r"^\w+: (cost|pareto_cost) must", _as_option, str(error))
-            raise ConfigError(words) from None
+            kinds = type(options.algorithm), type(options.space), SearchConfig
+            raise ConfigError(parsing.as_options(str(error), kinds, hidden=FROM_DATA)) from None
     page = _write_report(result)
     folder = read_run(result.output) if result.output is not None else None
     if options.json:
@@ -140,10 +142,6 @@ def run(options: Search) -> int:
     else:
         print(_summary(result, folder, page, options))
     return 0
-
-
-def _as_option(found: re.Match[str]) -> str:
-    return f"search: --{found[1].replace('_', '-')} must"
 
 
 def _known(arguments: Sequence[str], option: str, names: dict[str, Any]) -> str:
@@ -230,7 +228,7 @@ def _summary(
         rows += [(f"table {split}", text) for split, text in standing(result.table).items()]
     if result.pareto:
         rows.append(("pareto", judged(result.pareto)))
-        rows += [("", line) for line in _aligned(front_lines(result.pareto))]
+        rows += [("", line) for line in front_table(result.pareto)]
     rows += [("warning", warning) for warning in result.warnings]
     if folder is not None:
         if folder.peak_memory:
@@ -251,15 +249,3 @@ def _summary(
         )
     lines += [f"{label:<13} {printable(text)}" for label, text in rows]
     return "\n".join(lines)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Put cells under each other, figures to the right and words to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if cell[0].isdigit() else cell.ljust(width)
-            for cell, width in zip(row, widths, strict=True)
-        ).rstrip()
-        for row in rows
-    ]

@@ -51,13 +51,13 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
     Args:
         path: File to write or replace.
-        text: Its whole content, in ASCII.
+        text: Its whole content.
     """
     path = Path(path)
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
-        with open(descriptor, "w", encoding="ascii") as file:
+        with open(descriptor, "w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

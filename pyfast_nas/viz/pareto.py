@@ -125,6 +125,26 @@ def front_lines(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+def front_table(record: Mapping[str, Any]) -> list[str]:
+    """Return `front_lines` under each other: figures to the right and words to the left.
+
+    Example:
+        >>> row = {"hash": "ab12", "genotype": {}, "source": "sample", "epochs": [],
+        ...        "accuracy": 0.9, "cost": 2.5, "on_front": True}
+        >>> front_table({"unit": "ms", "images": 64, "architectures": [row]})
+        ['90.00 %  2.5 ms  ab12  drawn']
+    """
+    rows = front_lines(record)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if cell[0].isdigit() else cell.ljust(width)
+            for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+
+
 def judged(record: Mapping[str, Any]) -> str:
     """Say how many architectures were judged, and how.
 

@@ -126,6 +126,17 @@ def test_plot_writes_one_file_a_cell(digits_run, tmp_path, capsys, suffix, start
     assert capsys.readouterr().out.count("wrote ") == 2
 
 
+def test_what_cannot_be_written_is_named_with_a_way_out(toy_run, tmp_path, capsys):
+    for command, name, code, message in (
+        ("plot", "cell.png", 2, "--output must end in .svg, .dot, .* got .*cell.png"),
+        ("plot", "no/a.svg", 4, "--output .*no/a.svg cannot be written: No such .*; name another"),
+        ("derive", "no/a.json", 4, "--output .*no/a.json cannot be written: No such .*; name an"),
+    ):
+        assert main([command, str(toy_run), "--output", str(tmp_path / name)]) == code
+        assert re.search(message, capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
 def test_plot_to_stdout(digits_run, toy_run, capsys):
     assert main(["plot", str(toy_run), "--format", "mermaid"]) == 0
     assert capsys.readouterr().out.startswith("flowchart LR\n")

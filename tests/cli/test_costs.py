@@ -50,10 +50,10 @@ def test_json_holds_everything_and_a_written_table_says_the_same(tmp_path, capsy
     assert table.unit == "multiply-adds" and record["fit"] is None
     assert record["edges"]["normal"] == [[0, 2], [1, 2]]
     assert record["candidates"]["reduce"][0] == list(SMALL.operations)
-    for word in ("cheapest", "dearest"):
+    for word in ("cheapest", "costliest"):
         genotype = Genotype.from_dict(record[word]["genotype"])
         assert table.of(genotype, SMALL.candidates) == record[word]["cost"]
-    assert record["cheapest"]["cost"] < record["dearest"]["cost"]
+    assert record["cheapest"]["cost"] < record["costliest"]["cost"]
 
 
 def test_latency_is_measured_here(tmp_path, capsys):
@@ -91,6 +91,7 @@ def test_a_column_of_a_benchmark_is_fitted(tmp_path, capsys):
         ("--cost latency --space toy", 2, "--space must be one of images .* got toy"),
         ("--space galaxy", 2, "--space must be one of darts, .*got 'galaxy'"),
         ("--cost parameters --batch-size 3", 2, "--batch-size goes with --cost latency only"),
+        ("--cost gone.json", 2, "--cost must be one of latency, .* got 'gone.json': no such file"),
         ("--cost latency --batch-size 0", 2, "--batch-size must be at least 1, got 0"),
         ("--cost latency --cells 1 --repeats 0", 2, "repeats must be an integer from 1, got 0"),
         ("--cost latency --device tpu", 2, "must be 'auto' or one of 'cpu'"),
