@@ -8,7 +8,8 @@ __all__ = ["page"]
 
 HEAD = """# What searches find
 
-Made by `python -m benchmarks.search_quality` from a result file. NAS-Bench-201 publishes the
+Made by `python -m benchmarks.tables` from `benchmarks/search_quality.json`, which
+`python -m benchmarks.search_quality` writes. NAS-Bench-201 publishes the
 accuracy of every cell of its space, so what a search finds needs no training to be judged. The
 searches are small. Few steps move the alphas little: entropy 1 is an even choice, and a lead near 0
 is a cell that the initial values have chosen. The correlation is Spearman's, over all 15,625 cells,

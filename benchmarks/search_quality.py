@@ -1,13 +1,13 @@
 """What searches find on NAS-Bench-201, judged by the published accuracy of every cell.
 
-python -m benchmarks.search_quality --data cifar10:FOLDER --table nas_bench_201.csv.gz
+python -m benchmarks.search_quality --epochs 1 --data cifar10:FOLDER --table nas_bench_201.csv.gz
 
 Each search is a process of its own, ``pyfast-nas search``. With ``--epochs`` the searches that
 differentiate through the weights are as long as each other in epochs, with ``--minutes`` all
 searches of the package in time. Beside the accuracy stands what says whether it means anything: how
 often the alphas moved, how undecided they still are, and by how much the kept candidate of each
-edge leads. Rows go into a file, the page is made from them. Small searches gain little from more
-threads, so ``--jobs`` of them can share the machine's.
+edge leads. Rows go into a file; the page is made from them, here or by `benchmarks.tables`. Small
+searches gain little from more threads, so ``--jobs`` of them can share the machine's.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from pyfast_nas.bench.record import commit, device_name
 from pyfast_nas.costs import fit_column
 from pyfast_nas.spaces import NASBench201
 from pyfast_nas.spaces.tables import AccuracyTable
+from pyfast_nas.spaces.text_files import write_text
 from pyfast_nas.viz.run_folder import RunFolder
 
 __all__ = ["METHODS", "STUDIES", "correlation", "run"]
@@ -138,7 +139,7 @@ def run(
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment)
         result = json.loads(done.stdout)
         files = RunFolder.read(output)
-    ((table, rows),) = [(t, files.probabilities(t)[-1][1]) for t in files.tables]
+    ((table, rows),) = [(t, files.final_probabilities(t)[1]) for t in files.tables]
     leads = [sorted(row, reverse=True) for row in rows]
     last, arch = result["last_epoch"], result["table"]["arch"]
     images = files.config["data"]["train"]
@@ -239,8 +240,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for done in as_completed(searches):
                 rows.append(done.result())
                 content = _content(given, kind, rows, measured, threads)
-                given.results.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-                given.page.write_text(page(content), encoding="utf-8")
+                write_text(given.results, json.dumps(content, indent=1) + "\n")
+                write_text(given.page, page(content))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -274,7 +275,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="searches at a time")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=PAGE)
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    for method in given.methods or ():
+        if given.latency is None and COST in METHODS[method]:
+            parser.error(f"--latency FILE:COLUMN must go with {method!r}")
+    return given
 
 
 def _content(

@@ -1,9 +1,11 @@
 """Make docs/benchmarks.md and its pictures of the result files: ``python -m benchmarks.tables``."""
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import quality_page
 from benchmarks.picture import paths_picture, picture
 from benchmarks.texts import HEAD, NO_GPU, OF_THE_CPU, TEXTS
 from pyfast_nas.bench import read
@@ -96,11 +98,13 @@ def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def main() -> None:
-    """Write the page and its pictures."""
+    """Write the pages and their pictures."""
     (DOCS / "benchmarks.md").write_text(page(), encoding="utf-8")
     (DOCS / "benchmarks.svg").write_text(picture(), encoding="utf-8")
     if drawn := paths_picture():
         (DOCS / "paths.svg").write_text(drawn, encoding="utf-8")
+    searches = json.loads((DOCS.parent / "benchmarks/search_quality.json").read_text())
+    (DOCS / "search-quality.md").write_text(quality_page.page(searches), encoding="utf-8")
 
 
 if __name__ == "__main__":

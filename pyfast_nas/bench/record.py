@@ -14,6 +14,7 @@ import torch
 from pyfast_nas._version import __version__
 from pyfast_nas.bench.timing import Timing
 from pyfast_nas.errors import DataError
+from pyfast_nas.spaces.text_files import write_text
 
 __all__ = ["OURS", "Row", "commit", "device_name", "driver", "file_name", "key", "on_gpu", "read",
            "stamp", "write"]  # fmt: skip
@@ -179,9 +180,8 @@ def write(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     ordered = sorted([*kept, *rows], key=lambda row: (*key(row)[:-1], _median(row)))
     lines = ",\n".join(json.dumps(row) for row in ordered)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        f'{{"format": "{FORMAT}", "version": 1, "rows": [\n{lines}\n]}}\n', encoding="utf-8"
-    )
+    # Replaced at once: rows of other sessions must not be lost with the power.
+    write_text(path, f'{{"format": "{FORMAT}", "version": 1, "rows": [\n{lines}\n]}}\n')
 
 
 def _median(row: Mapping[str, Any]) -> float:
