@@ -38,7 +38,7 @@ class Again:
         return replay
 
 
-SMALL = DARTSSpace(channels=4, cells=3, image_size=8, num_classes=3)
+SMALL = DARTSSpace(nodes=2, channels=4, cells=3, image_size=8, num_classes=3)
 STAGED = NASBench201(channels=4, cells=1, image_size=8, num_classes=3)
 CHAIN = ProxylessNASSpace(
     widths=(16,),

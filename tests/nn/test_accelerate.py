@@ -25,7 +25,11 @@ MODELS = {
     "nas-bench-201": lambda: nas_bench_201_style.Bench(),
     "nas-bench-201, affine": lambda: nas_bench_201_style.Bench(wide=6, cells=2, affine=True),
 }
-CURVES = ("darts", "pc-darts, halves, strided", "nas-bench-201")
+CURVES = (
+    pytest.param("darts", marks=pytest.mark.long),  # test_darts_cells has one of such cells
+    "pc-darts, halves, strided",
+    "nas-bench-201",
+)
 
 
 @pytest.fixture(autouse=True)
