@@ -1,4 +1,4 @@
-"""The cheapest and the dearest architecture of a space, where costs are sums over edges."""
+"""The cheapest and the costliest architecture of a space, where costs are sums over edges."""
 
 from collections import Counter
 
@@ -14,10 +14,10 @@ __all__ = ["extremes"]
 
 
 def extremes(costs: CostTable, space: SearchSpace) -> tuple[Genotype, Genotype]:
-    """Return the cheapest and the dearest architecture.
+    """Return the cheapest and the costliest architecture.
 
     Every node keeps as many edges as it does in any architecture of the space: the cheapest ones,
-    each with its cheapest candidate, and likewise for the dearest. Ties go to the lower index.
+    each with its cheapest candidate, and likewise for the costliest. Ties go to the lower index.
 
     Args:
         costs: Cost of every candidate.
@@ -35,8 +35,8 @@ def extremes(costs: CostTable, space: SearchSpace) -> tuple[Genotype, Genotype]:
     """
     costs.check(space.candidates, "extremes: costs")
     pattern = space.random_genotype(torch.Generator().manual_seed(0))
-    cheapest, dearest = (_extreme(costs, space, pattern, sign) for sign in (1, -1))
-    return cheapest, dearest
+    cheapest, costliest = (_extreme(costs, space, pattern, sign) for sign in (1, -1))
+    return cheapest, costliest
 
 
 def _extreme(costs: CostTable, space: SearchSpace, pattern: Genotype, sign: int) -> Genotype:

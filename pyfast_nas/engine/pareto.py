@@ -49,7 +49,7 @@ def pareto_record(
         scores: Table whose test accuracy shall stand beside each.
 
     Returns:
-        The content of ``pareto.json``: architectures from the cheapest to the dearest.
+        The content of ``pareto.json``: architectures from the cheapest to the costliest.
     """
     final, alphas = course.found[course.chosen]
     derived = {_edges(final): (final, [])}

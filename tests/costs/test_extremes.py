@@ -1,4 +1,4 @@
-"""The cheapest and the dearest architecture, against all others."""
+"""The cheapest and the costliest architecture, against all others."""
 
 import itertools
 
