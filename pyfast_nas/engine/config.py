@@ -106,12 +106,8 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         _check(self)
-        watches = self.curvature_interval > 0
-        read = {"curvature_action": watches}
+        read = {"curvature_action": self.curvature_interval > 0}
         require_read(self, read, f"curvature_interval={self.curvature_interval}")
-        judges = self.pareto_cost != "none"
-        read = {"pareto_samples": judges, "pareto_images": judges}
-        require_read(self, read, f"pareto_cost={self.pareto_cost!r:.200}")
         if self.table_columns is not None and self.table is None:
             raise ConfigError("SearchConfig: table_columns must go with a table, got none")
 

@@ -88,6 +88,10 @@ def data_record(data: ImageData) -> dict[str, Any]:
         "num_classes": data.num_classes,
         "class_names": list(data.class_names),
         "image": [data.in_channels, *data.image_size],
+        # A trained network takes (x / scale - mean) / std, wherever it is loaded.
+        "scale": data.scale,
+        "mean": list(data.mean),
+        "std": list(data.std),
         "notes": list(data.notes),
         "fingerprint": data.fingerprint,
     }

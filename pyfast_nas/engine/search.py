@@ -15,6 +15,7 @@ from pyfast_nas._ext import kernels_in_use
 from pyfast_nas.algorithms import ALGORITHMS
 from pyfast_nas.algorithms.base import SearchAlgorithm
 from pyfast_nas.algorithms.cost_aware import find_costs
+from pyfast_nas.algorithms.options import require_read
 from pyfast_nas.data.image_data import ImageData
 from pyfast_nas.data.loader import DeviceLoader
 from pyfast_nas.data.sources import load_data
@@ -202,6 +203,9 @@ def search(
         )
         if is_own:
             costs = getattr(algorithm, "cost_table", None)
+        if costs is None:
+            of_front = dict.fromkeys(("pareto_samples", "pareto_images"), False)
+            require_read(config, of_front, "no cost")
         # Whatever is refused is refused before anything is written.
         files = RunFiles(config.output, overwrite=config.overwrite)
         files.write_json("config.json", record)

@@ -31,7 +31,10 @@ class Priced(CostAware, DARTS):
 
 
 def run(**options):
-    options = {"epochs": 2, "batch_size": 8, "compare": 0, "pareto_samples": 8} | options
+    options = {"epochs": 2, "batch_size": 8, "compare": 0} | options
+    own = getattr(options.get("algorithm"), "cost", "none")
+    if options.get("pareto_cost", own) != "none":
+        options.setdefault("pareto_samples", 8)
     return search(options.pop("space", SPACE), options.pop("data", DATA), **options)
 
 
@@ -138,6 +141,8 @@ def test_refusals_come_before_anything_is_written(tmp_path):
         ({"pareto_cost": "flops"}, ConfigError, "search: pareto_cost must be one of .*'flops'"),
         ({"pareto_cost": other}, ConfigError, "search: pareto_cost must be a table .*2, 4"),
         ({"pareto_cost": broken}, DataError, "format must be"),
+        ({"pareto_samples": 3}, ConfigError, "pareto_samples must be 32 with no cost, where"),
+        ({"pareto_images": 64, "pareto_cost": "none"}, ConfigError, "pareto_images must be 1024"),
         ({"pareto_samples": -1}, ConfigError, "pareto_samples must be an integer at least 0"),
         ({"pareto_images": 0}, ConfigError, "pareto_images must be an integer at least 1"),
     ):

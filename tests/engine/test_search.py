@@ -94,6 +94,9 @@ class TestFiles:
         assert config["algorithm"]["name"] == "darts" and "alpha_lr" in config["algorithm"]
         assert config["space"] == {"name": "toy"}
         assert config["data"]["name"] == "toy" and len(config["data"]["fingerprint"]) == 64
+        data = load_data("toy")
+        scaling = [config["data"][key] for key in ("scale", "mean", "std")]
+        assert scaling == [data.scale, list(data.mean), list(data.std)]
         assert (config["data"]["train"], config["data"]["valid"]) == (512, 512)
         assert (config["data"]["test"], config["data"]["image"]) == (204, [8])
         assert config["search"]["epochs"] == 2 and config["search"]["compare"] == 2
@@ -392,10 +395,6 @@ class TestRefusals:
                 {"curvature_action": "go_back", "curvature_interval": 1}
                 | {"algorithm": DARTS(weight_decay=0.0)},
                 "weight_decay must be greater than 0 with curvature_action='go_back'",
-            ),
-            (
-                {"pareto_cost": "none", "pareto_samples": 3},
-                "pareto_samples must be 32 with pareto_cost='none', where nothing reads it",
             ),
             ({"compare": 0, "train_epochs": 7}, "train_epochs must be .* with compare=0, where"),
             ({"compare": 0, "compare_seeds": 2}, "compare_seeds must be 3 with compare=0, where"),
