@@ -8,7 +8,9 @@ from pyfast_nas.bench.profile import launches
 from pyfast_nas.spaces import DARTS as DARTSSpace
 from tests.gpu.devices import GPU, over_grid
 
-SPACE = DARTSSpace(channels=4, cells=3, image_size=8, num_classes=3, track_running_stats=True)
+SPACE = DARTSSpace(
+    nodes=2, channels=4, cells=3, image_size=8, num_classes=3, track_running_stats=True
+)
 # Every cell, node and candidate of the supernet that is searched on CIFAR-10; fewer channels.
 WHOLE = DARTSSpace(channels=4, cells=8, image_size=16, num_classes=3)
 # Three epochs, of which the first moves no architecture and the third has guidance.
