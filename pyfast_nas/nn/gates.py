@@ -154,6 +154,8 @@ class Softmax:
 class GumbelSoftmax:
     r"""Weight every candidate by :math:`\mathrm{softmax}((\alpha + G) / \tau)` with Gumbel noise.
 
+    Computed in float32 for logits in float16 or bfloat16; the weights have the dtype of the logits.
+
     Args:
         tau: Temperature, greater than zero.
 
@@ -180,8 +182,11 @@ class GumbelSoftmax:
             raise ValueError(
                 f"GumbelSoftmax: tau must be positive and finite, got {self.tau!r:.200}"
             )
+        # In half precision the sum would round away most of the noise.
+        dtype = torch.promote_types(logits.dtype, torch.float32)
         noise = ops.gumbel_noise(_given(seed, "GumbelSoftmax"), *logits.shape)
-        return GateOutput(torch.softmax((logits + noise.to(logits.dtype)) / self.tau, dim=-1))
+        keys = logits.to(dtype) + noise.to(dtype)
+        return GateOutput(torch.softmax(keys / self.tau, dim=-1).to(logits.dtype))
 
 
 @dataclass

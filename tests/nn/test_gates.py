@@ -175,6 +175,15 @@ def test_gumbel_softmax_gate():
     assert not torch.equal(gate.weights, other.weights)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gumbel_softmax_of_half_precision_is_computed_in_single(dtype):
+    logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    gate = GumbelSoftmax(tau=0.1)(logits.requires_grad_(), SEED)
+    want = ((logits.float() + ops.gumbel_noise(SEED, 50, 4)) / 0.1).softmax(1)
+    assert gate.weights.dtype is dtype and gate.weights.requires_grad
+    assert torch.equal(gate.weights, want.to(dtype))
+
+
 @pytest.mark.parametrize("relaxation", ["shared", "conditional"])
 def test_gumbel_topk_gate(relaxation):
     logits = torch.randn(6, 5, requires_grad=True)
