@@ -43,7 +43,7 @@ def stochastic_beam_search(logits: Tensor, k: int, *, seed: Tensor, draws: int =
         draws: Independent searches to make at once.
 
     Raises:
-        ValueError: If there are fewer than k architectures.
+        ValueError: If a logit is NaN or +inf, or there are fewer than k architectures.
 
     Shape:
         logits ``[rows, num_ops]`` -> choices ``[draws, k, rows]``.
@@ -56,6 +56,13 @@ def stochastic_beam_search(logits: Tensor, k: int, *, seed: Tensor, draws: int =
     References:
         Kool, van Hoof & Welling, "Stochastic Beams and Where to Find Them", ICML 2019, algorithm 1.
     """
+    is_bad = logits.isnan() | (logits == math.inf)
+    if bool(is_bad.any()):
+        row, column = is_bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"stochastic_beam_search: logits must be finite or minus infinity, "
+            f"got {logits[row, column].item()} in row {row}, column {column}"
+        )
     total = math.prod((logits > -math.inf).sum(1).tolist())
     if not 1 <= k <= total:
         raise ValueError(

@@ -278,6 +278,14 @@ class TestStochasticBeamSearch:
             with pytest.raises(ValueError, match="between 1 and the 6 architectures"):
                 stochastic_beam_search(self.TABLE, k, seed=torch.tensor([1, 0]))
 
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_logits_that_are_no_logits_are_refused(self, value):
+        table = self.TABLE.clone()
+        table[1, 2] = value
+        words = f"logits must be finite or minus infinity, got {value} in row 1, column 2"
+        with pytest.raises(ValueError, match=words):
+            stochastic_beam_search(table, 2, seed=torch.tensor([1, 0]))
+
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_more_draws_than_candidates_or_none_are_refused(k):
