@@ -43,7 +43,7 @@ from torch import Tensor
 
 from pyfast_nas.algorithms.base import average
 from pyfast_nas.algorithms.distillation import distillation_loss, teacher_outputs
-from pyfast_nas.algorithms.options import Range
+from pyfast_nas.algorithms.options import Range, require_read
 from pyfast_nas.algorithms.path_search import PathSearch
 from pyfast_nas.algorithms.sub_graphs import (
     Assignment,
@@ -124,11 +124,15 @@ class MSGDAS(TemperedSearch, PathSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.score_baseline and self.relaxation != "score":
-            raise ConfigError(
-                f"MSGDAS: score_baseline must be 0 with relaxation={self.relaxation!r}, since only "
-                f"relaxation='score' subtracts a baseline, got {self.score_baseline:g}"
-            )
+        # The score function of a draw has no temperature, and nothing else subtracts a baseline.
+        scores = self.relaxation == "score"
+        read = {"score_baseline": scores, "tau_max": not scores, "tau_min": not scores}
+        require_read(self, read, f"relaxation={self.relaxation!r}")
+        drops = dict.fromkeys(("drop_schedule", "drop_block"), self.drop_rate > 0)
+        require_read(self, drops, f"drop_rate={self.drop_rate:g}")
+        of_guidance = ("kd_temperature", "kd_warmup", "kd_in_alpha_step")
+        guides = dict.fromkeys(of_guidance, self.kd_weight > 0)
+        require_read(self, guides, f"kd_weight={self.kd_weight:g}")
 
     def prepare(self, supernet: Supernet, **run: Any) -> None:
         """Take the supernet to search, equip its skip connections, make both optimizers.
@@ -177,7 +181,8 @@ class MSGDAS(TemperedSearch, PathSearch):
         return 0.0 if self._is_early(self.kd_warmup) else self.kd_weight
 
     def _schedules(self) -> Metrics:
-        return super()._schedules() | {"drop_rate": self.current_drop_rate}
+        tau = {} if self.relaxation == "score" else super()._schedules()
+        return tau | {"drop_rate": self.current_drop_rate}
 
     def _architecture_step(self, valid: Batch, on_device: bool) -> Metrics:
         estimate = self._score_gradient if self.relaxation == "score" else self._path_gradient

@@ -69,7 +69,9 @@ def _search(name: str) -> Any:
 
 def _msg_das(paths: int, **options: Any) -> algorithms.MSGDAS:
     # Past both warm-ups, so that a step does all that it ever does.
-    return algorithms.MSGDAS(paths=paths, alpha_warmup=0.0, kd_warmup=0.0, **options)
+    if options.get("kd_weight", 1.0):
+        options["kd_warmup"] = 0.0
+    return algorithms.MSGDAS(paths=paths, alpha_warmup=0.0, **options)
 
 
 class PlainSearch:

@@ -435,6 +435,17 @@ class TestSchedules:
         rows = self.run(start, tiny_batch, 3, drop_rate=0.2, drop_schedule=schedule)
         assert [m["drop_rate"] for m, *_ in rows] == pytest.approx(want)
 
+    def test_the_score_function_has_no_temperature(self, start, tiny_batch):
+        """Neither a metric of it nor a number that depends on it."""
+        rows, states = [], []
+        for tau in (10.0, 0.3):
+            algorithm = start(MSGDAS(relaxation="score", alpha_warmup=0), epochs=1)
+            algorithm.tau_max = algorithm.tau_min = tau
+            rows.append(algorithm.step(tiny_batch(0), tiny_batch(1)))
+            states.append(algorithm.supernet.state_dict())
+        assert rows[0] == rows[1] and "tau" not in rows[0]
+        assert all(torch.equal(states[1][name], value) for name, value in states[0].items())
+
     def test_shares_are_of_whole_epochs(self):
         """floor(0.3 * T), for every length whatever the last bit of the product."""
         algorithm = MSGDAS()

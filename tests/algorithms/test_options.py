@@ -89,7 +89,14 @@ def test_numbers_become_plain_python_numbers():
     ("options", "message"),
     [
         ({"tau_min": 11.0}, "tau_min must be at most tau_max=10, got 11"),
-        ({"score_baseline": 0.5}, "score_baseline must be 0 with relaxation='shared'"),
+        ({"score_baseline": 0.5}, "score_baseline must be 0.0 with relaxation='shared'"),
+        ({"tau_max": 5.0, "relaxation": "score"}, "tau_max must be 10.0 with relaxation='score'"),
+        ({"tau_min": 0.5, "relaxation": "score"}, "tau_min must be 0.1 with relaxation='score'"),
+        ({"kd_temperature": 2.0, "kd_weight": 0}, "kd_temperature must be 1.0 with kd_weight=0"),
+        ({"kd_warmup": 0.0, "kd_weight": 0}, "kd_warmup must be 0.1 with kd_weight=0"),
+        ({"kd_in_alpha_step": True, "kd_weight": 0}, "kd_in_alpha_step must be False with kd_w"),
+        ({"drop_schedule": "exp", "drop_rate": 0}, "drop_schedule must be 'linear' with drop_r"),
+        ({"drop_block": 5, "drop_rate": 0}, "drop_block must be None with drop_rate=0"),
         ({"mode": "both"}, "mode must be one of 'accumulate', 'joint', got 'both'"),
         ({"weight_lr": 1e-4}, "weight_lr_min must be at most weight_lr=0.0001, got 0.001"),
         (

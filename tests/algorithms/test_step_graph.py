@@ -194,7 +194,8 @@ SAMPLED = {
 
 
 def sampled(space=SMALL, **options):
-    algorithm = MSGDAS(**{"alpha_warmup": 0.3, "kd_warmup": 0.6, **options})
+    guidance = {"kd_warmup": 0.6} if options.get("kd_weight", 1.0) else {}
+    algorithm = MSGDAS(**{"alpha_warmup": 0.3, **guidance, **options})
     return prepared(algorithm, 4, 5, space=space)
 
 
