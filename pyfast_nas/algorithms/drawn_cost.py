@@ -66,8 +66,10 @@ class DrawnCost(CostAware):
         costs = dict.fromkeys(
             ("cost_target", "cost_weight", "cost_warmup"), is_named or has_criterion
         )
-        read = costs | {"surrogate_samples": has_criterion and not is_named}
+        fits = has_criterion and not is_named and self._wants_surrogate
+        read = costs | {"surrogate_samples": fits}
         given = "a criterion" if has_criterion else "no criterion"
+        given += "" if self._wants_surrogate else ", without a surrogate"
         require_read(self, read, f"cost={self.cost!r:.200} and {given}")
         super().prepare(supernet, **run)
         if self.criterion is not None:
@@ -80,11 +82,16 @@ class DrawnCost(CostAware):
                 )
             shape = image_batch(self, "latency", LATENCY_BATCH)
             self._drawn_network = DrawnNetwork(supernet, shape)
-        elif self.criterion is not None and self.cost_table is None:
+        elif fits:
             samples, seed = self.surrogate_samples, ops.draw_seed(self.generator)
             self._set_costs(
                 fit_costs(self.price, supernet.candidates, samples, seed=seed, unit="criterion")
             )
+
+    @property
+    def _wants_surrogate(self) -> bool:
+        """Whether anything looks at the surrogate of a criterion."""
+        return True
 
     def _require_whole_genotypes(self) -> None:
         """Refuse a criterion that would be asked about another network than the one drawn."""

@@ -142,6 +142,10 @@ class UNAS(DrawnCost, GradientSearch):
         # Of the accuracy and of the cost: a decayed sum of advantages, and of its weights.
         self.baselines = torch.zeros(2, 2, dtype=torch.float64, device=self.device)
 
+    @property
+    def _wants_surrogate(self) -> bool:
+        return self.control_scale > 0
+
     def _make_weight_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(
             self.weights,
@@ -193,7 +197,7 @@ class UNAS(DrawnCost, GradientSearch):
         baselines = self.baselines.clone()
         with self._without_trace(), self._resting_weights():
             loss, metrics = self._gap_term(train, valid, baselines[0])
-            if self.cost_table is not None:
+            if self.cost_table is not None or self.criterion is not None:
                 term, found = self._cost_term(baselines[1])
                 loss, metrics = loss + term, metrics | found
             gradients = torch.autograd.grad(loss, self.alpha_parameters)
@@ -226,11 +230,11 @@ class UNAS(DrawnCost, GradientSearch):
         """Return the estimate for what a drawn network costs."""
         draw = self._draw(self.supernet.logits(), 2)
         price = self.price(unstack_tables(draw.flags, self.supernet.alphas))
-        expected = self.cost_table.expected(unstack_tables(draw.combined, self.supernet.alphas))
-        cost, control = (
-            self.penalty(value, self.current_cost_weight)
-            for value in (torch.full_like(draw.log_prob, price), expected)
-        )
+        cost = self.penalty(torch.full_like(draw.log_prob, price), self.current_cost_weight)
+        control = torch.zeros_like(cost)
+        if self.control_scale:
+            weights = unstack_tables(draw.combined, self.supernet.alphas)
+            control = self.penalty(self.cost_table.expected(weights), self.current_cost_weight)
         return self._estimate(draw, cost, control, baseline), {"cost": price}
 
     def _estimate(

@@ -178,7 +178,8 @@ def is_unbiased(found: list[torch.Tensor], want: torch.Tensor, power: float) -> 
 @pytest.mark.parametrize("options", [{}, {"control_scale": 0.0, "score_baseline": 0.9}])
 def test_cost_without_a_derivative_is_estimated_without_bias(options, start):
     """On all sixteen architectures of the toy supernet."""
-    algorithm = UNAS(cost_weight=1.0, surrogate_samples=100, **PRICED, **options)
+    samples = {"surrogate_samples": 100} if options.get("control_scale", 1.0) else {}
+    algorithm = UNAS(cost_weight=1.0, **samples, **PRICED, **options)
     algorithm.criterion = step_price
     start(algorithm, spaces.Toy())
     logits = algorithm.supernet.alphas["cell"]
@@ -412,6 +413,20 @@ class TestCosts:
         start(algorithm, spaces.Toy())
         assert len(seen) == 300 and len(set(seen)) == 16
         assert (algorithm.cost_table.unit, algorithm.cost_table.fixed != 0) == ("criterion", True)
+
+    def test_nothing_is_fitted_that_no_step_looks_at(self, start, toy_batch):
+        algorithm = UNAS(control_scale=0.0, **NOW)
+        seen = []
+        algorithm.criterion = lambda genotype: seen.append(genotype) or step_price(genotype)
+        start(algorithm, spaces.Toy())
+        before = len(seen)
+        metrics = algorithm.step(toy_batch(), toy_batch())
+        assert before == 0 and algorithm.cost_table is None
+        assert metrics["cost"] == step_price(*seen)
+        with pytest.raises(ConfigError, match=r"surrogate_samples must be 1000 .* without a surr"):
+            algorithm = UNAS(control_scale=0.0, surrogate_samples=7)
+            algorithm.criterion = step_price
+            start(algorithm, spaces.Toy())
 
     @pytest.mark.parametrize("space", [spaces.S1(**SMALL), spaces.DARTS(nodes=1, **SMALL)])
     @pytest.mark.parametrize("named", [False, True])
