@@ -15,6 +15,7 @@ from torch import Tensor
 from pyfast_nas.algorithms.base import SharedWeightSearch
 from pyfast_nas.algorithms.options import Range
 from pyfast_nas.nn import GateOutput, Softmax, Supernet, frozen_statistics
+from pyfast_nas.nn.replay import random_states
 from pyfast_nas.typing import Alphas, Metrics
 
 __all__ = ["GradientSearch", "softmax_gates"]
@@ -68,10 +69,10 @@ class GradientSearch(SharedWeightSearch):
     @contextlib.contextmanager
     def _noting_draws(self) -> Iterator[None]:
         """Notice where random streams are moved inside, while somebody watches for it."""
-        before = self._random_states() if self._watches else []
+        before = random_states(self.device) if self._watches else []
         yield
         if self._watches:
-            self._has_drawn |= not all(map(torch.equal, before, self._random_states()))
+            self._has_drawn |= not all(map(torch.equal, before, random_states(self.device)))
 
     @contextlib.contextmanager
     def watching_draws(self) -> Iterator[Callable[[], bool]]:
@@ -81,12 +82,6 @@ class GradientSearch(SharedWeightSearch):
             yield lambda: self._has_drawn
         finally:
             self._watches = False
-
-    def _random_states(self) -> list[Tensor]:
-        states = [torch.get_rng_state()]
-        if self.device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(self.device))
-        return states
 
     def _update_alphas(self, gradients: Sequence[Tensor]) -> Metrics:
         """Make one step of Adam along ``gradients``, one tensor per architecture parameter."""

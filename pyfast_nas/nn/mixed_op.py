@@ -156,9 +156,13 @@ def _mix(
     edges: Sequence[MixedOp], inputs: Sequence[Tensor], gate: GateOutput, first_row: int
 ) -> Tensor:
     if gate.recompute:
-        y = _mix(edges, inputs, gate.path(), first_row)
+        rows = slice(first_row, first_row + len(edges))
         return with_row_gradients(
-            y, gate.weights[first_row : first_row + len(edges)], edges, inputs
+            functools.partial(_mix, edges, inputs, gate.path(), first_row),
+            gate.weights[rows],
+            edges,
+            inputs,
+            None if gate.active is None else gate.active[rows],
         )
     places, positions = places_of(edges, gate, first_row)
     if not places:

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from pyfast_nas import _ext
-from pyfast_nas.nn import GateOutput, MixedOp
+from pyfast_nas.nn import GateOutput, MixedOp, recomputation
 from pyfast_nas.nn.cell import Cell
 from pyfast_nas.nn.mixed_op import mix_edges
+from pyfast_nas.nn.primitives import Noise
 
 NAMES = ("none", "skip_connect", "max_pool_3x3", "sep_conv_3x3", "dil_conv_3x3")
 PICKS = [(1, 3, 4, 2, 3), (0, 0, 2, 1, 0), (0, 0, 0, 0, 0)]
@@ -161,6 +162,70 @@ def test_it_runs_again_under_the_autocast_of_the_forward():
     assert y.dtype is torch.bfloat16
     y.float().sum().backward()
     torch.testing.assert_close(weights.grad[0], torch.stack(want), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["auto", "reference"])
+@pytest.mark.parametrize("kind", ["named", "selected"])
+@pytest.mark.parametrize("make", [Noise, lambda: nn.Dropout(0.5)], ids=["noise", "dropout"])
+def test_gradients_of_what_ran_belong_to_the_output_that_ran(make, kind, mode):
+    """Of several edges of a node, where no output is there by itself."""
+    edges = [MixedOp([nn.ReLU(), make(), make()]) for _ in range(3)]
+    first = {}
+
+    def keep(module, args, y):
+        first.setdefault(module, y.detach())
+
+    for edge in edges:
+        for module in edge.candidates:
+            module.register_forward_hook(keep)
+    picks, x, slope = (1, 0, 2), draw(2, 3, 4, 4), draw(2, 3, 4, 4, seed=2)
+    weights = nn.functional.one_hot(torch.tensor(picks), 3).double().requires_grad_()
+    if kind == "named":
+        gate = GateOutput(weights, tuple((pick,) for pick in picks), recompute=True)
+    else:
+        gate = GateOutput(weights, selected=weights.detach().bool(), recompute=True)
+    torch.manual_seed(0)
+    with _ext.use(mode):
+        y = mix_edges(edges, [x] * 3, gate)
+        (y * slope).sum().backward()
+    ran = [first[edge.candidate(pick)] for edge, pick in zip(edges, picks, strict=True)]
+    torch.testing.assert_close(y.detach(), sum(ran), **EXACT)
+    for row, pick in enumerate(picks):
+        torch.testing.assert_close(weights.grad[row, pick], (slope * ran[row]).sum(), **EXACT)
+    assert weights.grad[:, 1:].flatten().unique().numel() == 6, "no two draw the same"
+
+
+@pytest.mark.parametrize("kind", ["named", "selected"])
+def test_gradients_of_one_that_draws_are_those_of_running_all(kind):
+    edge, x = MixedOp([nn.ReLU(), nn.Dropout(0.5), nn.Tanh()]), draw(4, 3)
+    found = []
+    for gate in (
+        GateOutput(torch.tensor([[0.0, 1.0, 0.0]]).double().requires_grad_()),
+        GateOutput(torch.zeros(1, 3).double().requires_grad_(), ((1,),), recompute=True)
+        if kind == "named"
+        else GateOutput(
+            torch.zeros(1, 3).double().requires_grad_(),
+            selected=torch.tensor([[False, True, False]]),
+            recompute=True,
+        ),
+    ):
+        torch.manual_seed(0)
+        y = mix_edges([edge], [x], gate)
+        state = torch.get_rng_state()
+        (y * draw(4, 3, seed=2)).sum().backward()
+        assert torch.equal(torch.get_rng_state(), state)
+        found.append((y.detach(), gate.weights.grad))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, **EXACT)
+
+
+def test_where_nothing_can_draw_nobody_looks_for_it(cell, monkeypatch):
+    monkeypatch.setattr(recomputation, "random_states", None)
+    assert gradients(cell, gates("named", PICKS[0]))[1].abs().sum() > 0
+    edge = MixedOp([nn.ReLU(), nn.Dropout(0.5)])
+    gate = GateOutput(torch.zeros(1, 2, requires_grad=True), ((0,),), recompute=True)
+    with pytest.raises(TypeError):
+        mix_edges([edge], [torch.ones(3)], gate)
 
 
 def test_a_second_derivative_is_refused(cell):
