@@ -135,6 +135,8 @@ What waits is run by `make gpu-check`, one command of at most nine minutes:
 - `tests/gpu/test_tensor_list.py`: lists of tensors alike, recorded Neumann steps among them.
 - `tests/gpu/test_recorded_steps.py`: steps of DARTS and MSG-DAS on the whole DARTS supernet,
   recorded once an epoch and replayed, against steps made one by one.
+- `tests/gpu/test_divergence.py`: logits that become NaN end a search in one error, plain and
+  recorded, and no search after it.
 - compute-sanitizer's memcheck and racecheck: overruns and races that threads run one after the
   other do not show.
 - `benchmarks/results/`: every time, speed-up, share of the copy bandwidth and peak of memory; and

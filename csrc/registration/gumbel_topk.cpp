@@ -229,11 +229,15 @@ volatile int* refusal_flag() {
   return flag;
 }
 
-void check_refusals(const char* op) {
+bool take_refusals() {
   volatile int* flag = refusal_flag();
   const bool raised = *flag != 0;
   *flag = 0;
-  check(!raised, op, kLaunchesWait ? ": this call" : ": an earlier call on CUDA",
+  return raised;
+}
+
+void check_refusals(const char* op) {
+  check(!take_refusals(), op, kLaunchesWait ? ": this call" : ": an earlier call on CUDA",
         " was given logits with NaN, +inf or fewer than k unmasked "
         "candidates in a row; its indices in that row are -1");
 }
@@ -319,8 +323,23 @@ Tensor philox_uniform_cuda(
 }
 #endif
 
+// Forgets that calls on CUDA have refused rows; returns whether any of those that are done has.
+bool forget_refusals() {
+#ifdef PFN_WITH_CUDA
+  return take_refusals();
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 }  // namespace pfn
+
+STABLE_TORCH_LIBRARY_FRAGMENT(pyfast_nas, m) { m.def("forget_refusals() -> bool"); }
+
+STABLE_TORCH_LIBRARY_IMPL(pyfast_nas, CompositeExplicitAutograd, m) {
+  m.impl("forget_refusals", TORCH_BOX(&pfn::forget_refusals));
+}
 
 #ifndef PFN_TWIN
 STABLE_TORCH_LIBRARY_IMPL(pyfast_nas, CPU, m) {

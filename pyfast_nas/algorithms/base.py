@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyfast_nas import ops
 from pyfast_nas.algorithms.options import Range, check_options
 from pyfast_nas.errors import ConfigError, DivergenceError
 from pyfast_nas.nn import Supernet
@@ -176,6 +177,7 @@ class SharedWeightSearch:
         self.device = next(iter(supernet.alphas.values())).device
         self.weights = supernet.weight_parameters()
         self.weight_optimizer = self._make_weight_optimizer()
+        ops.forget_refusals(self.device)  # those of a search that has diverged
 
     def _make_weight_optimizer(self) -> torch.optim.Optimizer:
         """Return the optimizer of ``self.weights``; its rate is set before each step."""

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from pyfast_nas import ops
-from pyfast_nas.algorithms.sub_graphs import SubGraphs, stack_tables, unstack_tables
+from pyfast_nas.algorithms.sub_graphs import (
+    SubGraphs,
+    logits_of,
+    stack_tables,
+    unstack_tables,
+)
 from pyfast_nas.nn.gates import GateOutput
 from pyfast_nas.typing import Alphas
 
@@ -87,8 +92,8 @@ def pair_gates(logits: Alphas, drawn: SubGraphs, seed: Tensor) -> BinaryGates:
     References:
         Cai, Zhu & Han, "ProxylessNAS", ICLR 2019, section 3.2.1.
     """
-    stacked, pairs = stack_tables(logits), drawn.indices
-    restricted = stacked.gather(1, pairs).softmax(dim=1)
+    stacked, pairs = stack_tables(logits), drawn.indices.clamp(min=0)
+    restricted = logits_of(stacked, drawn.indices).softmax(dim=1)
     first = ops.philox_uniform(seed, len(pairs), 1, stream=1) < restricted[:, :1].detach()
     weights = _factors(torch.cat([first, ~first], dim=1), restricted)
     nothing = torch.zeros_like(stacked.detach())
@@ -135,9 +140,9 @@ def hold_the_others(alphas: Alphas, before: Alphas, pairs: Tensor) -> None:
     row = 0
     for table, alpha in alphas.items():
         own = pairs[row : row + len(alpha)]
-        old, new = before[table].gather(1, own), alpha.gather(1, own)
+        old, new = logits_of(before[table], own), logits_of(alpha, own)
         shift = new.logsumexp(1, keepdim=True) - old.logsumexp(1, keepdim=True)
-        alpha.copy_(before[table].scatter(1, own, new - shift))
+        alpha.copy_(before[table].scatter(1, own.clamp(min=0), new - shift))
         row += len(alpha)
 
 

@@ -142,6 +142,6 @@ class PathSearch(GradientSearch):
         try:
             return draw_sub_graphs(logits, tau=self.tau, seed=seed, on_device=on_device, **sampling)
         except ValueError:
-            # Where the sampler can look at values it refuses NaN: then the search has diverged.
+            # Where the host can look at what was drawn, NaN is refused: the search has diverged.
             self._require_finite_alphas("step")
             raise

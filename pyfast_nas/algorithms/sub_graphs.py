@@ -23,6 +23,7 @@ __all__ = [
     "Assignment",
     "SubGraphs",
     "draw_sub_graphs",
+    "logits_of",
     "plackett_luce_log_prob",
     "shared_statistics",
     "single_path_gates",
@@ -39,7 +40,7 @@ class SubGraphs:
 
     Attributes:
         logits: Stacked architecture parameters they were drawn from, ``[rows, num_ops]``.
-        indices: Drawn candidates, best first, ``[rows, K]``.
+        indices: Drawn candidates, best first, ``[rows, K]``; -1 in a row that a GPU has refused.
         weights: Relaxed weights, ``[rows, K]``; column k belongs to sub-graph k.
         dealt: The candidate that each sub-graph runs at every row, ``[rows, K]``.
         rows: Rows of each table, in the order in which they are stacked.
@@ -95,7 +96,7 @@ class SubGraphs:
         counts = list(self.rows.values())
         if self.on_device:
             dense = torch.zeros_like(self.logits, dtype=self.weights.dtype)
-            parts = dense.scatter(1, self.dealt, self.weights).split(counts)
+            parts = dense.scatter(1, self.dealt.clamp(min=0), self.weights).split(counts)
             flags = self.ran().split(counts)
             gates = [GateOutput(w, selected=f) for w, f in zip(parts, flags, strict=True)]
         else:
@@ -161,6 +162,10 @@ def draw_sub_graphs(
             every row deals its candidates out by a uniform permutation of its own.
         on_device: Whether the gates leave it to the device to skip what was not drawn.
 
+    Raises:
+        ValueError: If an alpha is NaN or +inf, or ``paths`` are more than the candidates of a row;
+            on a GPU only where the host asks.
+
     Example:
         >>> alphas = {"cell": torch.zeros(3, 4)}
         >>> drawn = draw_sub_graphs(alphas, 4, tau=1.0, seed=torch.tensor([0, 0]))
@@ -174,7 +179,31 @@ def draw_sub_graphs(
         deal = ops.philox_uniform(seed, *indices.shape, stream=1).argsort(dim=1, stable=True)
         weights, dealt = weights.gather(1, deal), indices.gather(1, deal)
     rows = {table: len(logits) for table, logits in alphas.items()}
-    return SubGraphs(stacked, indices, weights, dealt, rows, on_device)
+    drawn = SubGraphs(stacked, indices, weights, dealt, rows, on_device)
+    if not on_device and min(drawn.picks[0]) < 0:
+        raise ValueError(
+            f"draw_sub_graphs: alphas must hold no NaN, no +inf and at least {paths} candidates in "
+            f"every row, got others in row {drawn.picks[0].index(-1)}"
+        )
+    return drawn
+
+
+def logits_of(logits: Tensor, indices: Tensor) -> Tensor:
+    """Return the logits of drawn candidates: NaN where the index says, by -1, that none was.
+
+    An index of -1 must reach no gather or scatter, which on a GPU would end the process.
+
+    Shape:
+        logits ``[rows, num_ops]``, indices ``[rows, k]`` -> ``[rows, k]``.
+
+    Example:
+        >>> logits_of(torch.tensor([[1.0, 2.0], [3.0, torch.nan]]), torch.tensor([[1], [-1]]))
+        tensor([[2.],
+                [nan]])
+    """
+    found = logits.gather(1, indices.clamp(min=0))
+    # A factor, so that derivatives are NaN as well.
+    return found * torch.ones_like(found).masked_fill(indices < 0, math.nan)
 
 
 def single_path_gates(
@@ -239,8 +268,8 @@ def plackett_luce_log_prob(logits: Tensor, indices: Tensor) -> Tensor:
     total = logits.new_zeros(logits.shape[0])
     for pick in indices.unbind(1):
         left = logits.masked_fill(taken, -math.inf).logsumexp(dim=1)
-        total = total + logits.gather(1, pick.unsqueeze(1)).squeeze(1) - left
-        taken = taken.scatter(1, pick.unsqueeze(1), True)
+        total = total + logits_of(logits, pick.unsqueeze(1)).squeeze(1) - left
+        taken = taken.scatter(1, pick.clamp(min=0).unsqueeze(1), True)
     return total
 
 

@@ -74,6 +74,9 @@ class GateOutput:
                 f"GateOutput: active must have {rows} rows of {columns} candidates"
                 + (" with recompute" if self.recompute else " like weights")
             )
+        # A sampler on a GPU says -1 of logits with NaN; as an index it would be the last candidate.
+        if (least := min((k for row in self.active or () for k in row), default=0)) < 0:
+            raise ValueError(f"GateOutput: active must be candidates from 0 on, got {least}")
         if self.selected is not None and (
             self.active is not None
             or self.selected.shape != self.weights.shape
@@ -154,13 +157,12 @@ class Softmax:
 class GumbelSoftmax:
     r"""Weight every candidate by :math:`\mathrm{softmax}((\alpha + G) / \tau)` with Gumbel noise.
 
-    Computed in float32 for logits in float16 or bfloat16; the weights have the dtype of the logits.
-
     Args:
         tau: Temperature, greater than zero.
 
     Shape:
-        logits ``[rows, num_ops]``, seed int64 ``[2]`` -> weights ``[rows, num_ops]``.
+        logits ``[rows, num_ops]``, seed int64 ``[2]`` -> weights ``[rows, num_ops]``, of the dtype
+        of the logits; float16 and bfloat16 are computed in float32.
 
     Raises:
         ValueError: If ``tau`` is not positive and finite, or the seed is missing.

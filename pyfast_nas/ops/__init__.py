@@ -6,6 +6,7 @@ from pyfast_nas.ops.fused_cell import FusedCell, Node, fused_cell
 from pyfast_nas.ops.fused_node import fused_node, serves_fused_node
 from pyfast_nas.ops.gumbel_topk import (
     draw_seed,
+    forget_refusals,
     gumbel_noise,
     gumbel_topk,
     philox_uniform,
@@ -21,6 +22,7 @@ __all__ = [
     "Norm",
     "Stage",
     "draw_seed",
+    "forget_refusals",
     "fused_cell",
     "fused_node",
     "gumbel_noise",

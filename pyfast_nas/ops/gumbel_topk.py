@@ -25,7 +25,14 @@ _CPU = torch.device("cpu")
 _PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 _PLAIN_NOISE = (type(None), *_PLAIN_TENSORS)
 
-__all__ = ["draw_seed", "gumbel_noise", "gumbel_topk", "philox_uniform", "relaxed_k_hot"]
+__all__ = [
+    "draw_seed",
+    "forget_refusals",
+    "gumbel_noise",
+    "gumbel_topk",
+    "philox_uniform",
+    "relaxed_k_hot",
+]
 
 
 def gumbel_topk(
@@ -66,7 +73,9 @@ def gumbel_topk(
 
     Raises:
         ValueError: If ``k``, ``tau``, ``relaxation`` or a shape is out of range, a logit is NaN
-            or +inf, or a row has fewer than k unmasked candidates.
+            or +inf, or a row has fewer than k unmasked candidates. On a GPU, where nobody waits for
+            the values, such a row gets indices of -1 and weights of zero, and the next call is
+            refused: see :func:`forget_refusals`.
         TypeError: If an argument has the wrong type or dtype.
         RuntimeError: If ``seed`` or ``noise`` is on another device.
         NotImplementedError: If a tensor is sparse, nested or without memory.
@@ -258,6 +267,28 @@ def draw_seed(
     seed = torch.zeros(2, dtype=torch.int64, device=source)
     seed[:1].random_(generator=generator)
     return seed.to(device)
+
+
+def forget_refusals(device: torch.device | str) -> bool:
+    """Forget the rows that calls on a GPU have refused, and say whether there were any.
+
+    On a GPU ``gumbel_topk`` looks at its values while the host goes on: a row that it cannot sample
+    gets indices of -1, and the next call in this process raises, whoever makes it. Call this before
+    something new starts. It waits for the device. Elsewhere a call is refused at once, and there is
+    nothing to forget.
+
+    Args:
+        device: Where the calls were made.
+
+    Example:
+        >>> forget_refusals("cpu")
+        False
+    """
+    device = torch.device(device)
+    if device.type != "cuda" or not _ext.compiled_for(device):
+        return False
+    torch.cuda.synchronize(device)
+    return torch.ops.pyfast_nas.forget_refusals.default()
 
 
 class _GumbelTopK(_library.DirectFunction):
