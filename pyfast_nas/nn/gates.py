@@ -75,7 +75,8 @@ class GateOutput:
                 + (" with recompute" if self.recompute else " like weights")
             )
         # A sampler on a GPU says -1 of logits with NaN; as an index it would be the last candidate.
-        if (least := min((k for row in self.active or () for k in row), default=0)) < 0:
+        if any(k < 0 for row in self.active or () for k in row):
+            least = min(k for row in self.active for k in row)
             raise ValueError(f"GateOutput: active must be candidates from 0 on, got {least}")
         if self.selected is not None and (
             self.active is not None
