@@ -280,8 +280,11 @@ def test_steps_that_do_unlike_things_are_recorded_apart(options, space):
     assert (graphed.steps, graphed.alpha_steps) == (plain.steps, plain.alpha_steps) == (30, 9)
     named = dict(plain.supernet.named_parameters())
     for name, got in graphed.supernet.named_parameters():
-        torch.testing.assert_close(got, named[name], rtol=1e-9, atol=1e-11)
-        if "alphas" not in name:
+        # Of a pair whose gradients cancel the rounding is left, 1e-15: Adam moves by that times its
+        # rate of 1e-3 over its epsilon of 1e-8.
+        is_weight = "alphas" not in name
+        torch.testing.assert_close(got, named[name], rtol=1e-9, atol=1e-11 if is_weight else 1e-10)
+        if is_weight:
             momenta = [
                 search.weight_optimizer.state[parameter]["momentum_buffer"]
                 for search, parameter in ((graphed, got), (plain, named[name]))
